@@ -1,0 +1,43 @@
+"""Reinforcement learning for vision-language-action models in LIBERO.
+
+The public face is small::
+
+    import gymnasium, vlacoach
+
+    envs = gymnasium.make_vec("vlacoach/LiberoGoal-v0", num_envs=16)
+    policy = vlacoach.load_policy("tiny")
+    scorer = vlacoach.make_scorer("siglip-t", policy=policy)
+    agent = vlacoach.GRPOAgent(policy, envs, scorer, config)
+    agent.learn(updates=40)
+
+Importing this package loads neither torch nor mujoco nor textual; the names below load what they need.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from vlacoach.envs.registration import register_envs
+
+if TYPE_CHECKING:
+    from vlacoach.agents.grpo import GRPOAgent
+    from vlacoach.policies import load_policy
+    from vlacoach.rewards import make_scorer
+
+__version__ = "0.1.0"
+__all__ = ["GRPOAgent", "__version__", "load_policy", "make_scorer"]
+
+_LAZY = {
+    "GRPOAgent": "vlacoach.agents.grpo",
+    "load_policy": "vlacoach.policies",
+    "make_scorer": "vlacoach.rewards",
+}
+
+register_envs()
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'vlacoach' has no attribute {name!r}")
