@@ -1,0 +1,248 @@
+"""Checkpoint folders that are either whole or not there.
+
+A checkpoint is written under another name, synced to the disk, renamed, and only then becomes ``last``. Each
+has a manifest with the size and SHA-256 of its files, so that damage is found before anything is loaded.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from vlacoach.errors import CheckpointError
+from vlacoach.runs.constants import BEST_LINK, LAST_LINK, MANIFEST_FILE
+from vlacoach.runs.files import replace_link, sync_folder, write_failure
+
+_WORKING_PREFIX = "."
+_NAME = "{:06d}"
+
+
+class CheckpointStore:
+    """The checkpoints of a run.
+
+    Args:
+        folder: Where they are; made when the first is saved.
+        keep: How many of the newest are kept, beside the best.
+    """
+
+    def __init__(self, folder: Path, keep: int = 2) -> None:
+        self.folder = folder
+        self.keep = keep
+
+    def save(self, step: int, write: Callable[[Path], None], score: float | None = None) -> Path:
+        """Write a checkpoint.
+
+        Args:
+            step: Updates done; names the checkpoint. One of the same step is replaced.
+            write: Is given an empty folder and fills it.
+            score: What ``best`` is judged by, higher is better; None does not compete.
+
+        Returns:
+            The checkpoint's folder.
+
+        Raises:
+            RunError: It cannot be written, for instance because the disk is full. What was written of it is
+                removed; the checkpoints before it are intact.
+        """
+        target = self.folder / _NAME.format(step)
+        working = self.folder / f"{_WORKING_PREFIX}{target.name}.{os.getpid()}"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._sweep()
+            working.mkdir()
+            write(working)
+            _write_manifest(working, step, score)
+            _sync_tree(working)
+            self._publish(working, target)
+        except OSError as error:
+            shutil.rmtree(working, ignore_errors=True)
+            raise write_failure(target, error) from error
+        except BaseException as error:
+            shutil.rmtree(working, ignore_errors=True)
+            if _ran_out(error):
+                # Libraries such as safetensors wrap the operating system's refusal in errors of their own.
+                raise write_failure(target, OSError(_ran_out(error), "")) from error
+            raise
+        replace_link(self.folder / LAST_LINK, target.name)
+        self._choose_best()
+        self._prune()
+        return target
+
+    def _publish(self, working: Path, target: Path) -> None:
+        retired = target.with_name(f"{_WORKING_PREFIX}{target.name}.old")
+        if target.exists():
+            os.replace(target, retired)
+        os.replace(working, target)
+        sync_folder(self.folder)
+        shutil.rmtree(retired, ignore_errors=True)
+
+    def _sweep(self) -> None:
+        """Remove what killed writers left, and bring back a checkpoint that was being replaced."""
+        for leftover in self.folder.glob(f"{_WORKING_PREFIX}*"):
+            original = self.folder / leftover.name.split(".")[1]
+            if leftover.name.endswith(".old") and not original.exists():
+                os.replace(leftover, original)
+            elif leftover.is_dir() and not leftover.is_symlink():
+                shutil.rmtree(leftover)
+            else:
+                leftover.unlink()
+
+    def _choose_best(self) -> None:
+        scores = {path: score for path in self.entries() if (score := _score(path)) is not None}
+        if scores:
+            # Of equals the newest: it has seen more.
+            best = max(scores, key=lambda path: (scores[path], path.name))
+            replace_link(self.folder / BEST_LINK, best.name)
+
+    def _prune(self) -> None:
+        kept = {path.name for path in self.entries()[-self.keep :]}
+        for link in (LAST_LINK, BEST_LINK):
+            if (self.folder / link).is_symlink():
+                kept.add(os.readlink(self.folder / link))
+        for path in self.entries():
+            if path.name not in kept:
+                shutil.rmtree(path, ignore_errors=True)
+
+    def entries(self) -> list[Path]:
+        """Checkpoint folders, oldest first; not checked."""
+        if not self.folder.is_dir():
+            return []
+        return sorted(path for path in self.folder.iterdir() if path.name.isdecimal() and path.is_dir())
+
+    def last(self) -> Path:
+        """The newest checkpoint, checked.
+
+        Raises:
+            CheckpointError: There is none, or it is damaged; the hint names the newest intact one.
+        """
+        paths = self.entries()
+        if not paths:
+            raise CheckpointError(f"There is no checkpoint in {self.folder}.")
+        try:
+            verify_checkpoint(paths[-1])
+        except CheckpointError as error:
+            intact = next((path for path in reversed(paths[:-1]) if _is_intact(path)), None)
+            hint = f"The checkpoint {intact} is intact." if intact else "No earlier checkpoint is intact."
+            raise CheckpointError(error.message, hint) from error
+        return paths[-1]
+
+    def newest_intact(self) -> tuple[Path, list[str]]:
+        """The newest checkpoint that is intact.
+
+        Returns:
+            Its folder, and what is wrong with each newer one (a caller must say so).
+
+        Raises:
+            CheckpointError: None is intact.
+        """
+        problems: list[str] = []
+        for path in reversed(self.entries()):
+            try:
+                verify_checkpoint(path)
+            except CheckpointError as error:
+                problems.append(error.message)
+                continue
+            return path, problems
+        raise CheckpointError(f"There is no intact checkpoint in {self.folder}.", " ".join(problems) or None)
+
+    def best(self) -> Path | None:
+        """The checkpoint with the highest score, or None if none has a score."""
+        path = self.folder / BEST_LINK
+        return path.resolve() if path.is_dir() else None
+
+
+def checkpoint_step(path: Path) -> int:
+    """Updates that had been done when a checkpoint was written."""
+    return int(_manifest(path)["step"])
+
+
+def verify_checkpoint(path: Path) -> None:
+    """Check every file of a checkpoint against its manifest.
+
+    Raises:
+        CheckpointError: A file is missing, of another size, or of other contents; the message names it.
+    """
+    for name, expected in _manifest(path)["files"].items():
+        file = path / name
+        if not file.is_file():
+            raise CheckpointError(f"Checkpoint file {file} is missing.")
+        size = file.stat().st_size
+        if size != expected["bytes"]:
+            raise CheckpointError(f"Checkpoint file {file} has {size} bytes instead of {expected['bytes']}.")
+        if _digest(file) != expected["sha256"]:
+            raise CheckpointError(f"Checkpoint file {file} is corrupt: its checksum is wrong.")
+
+
+def _is_intact(path: Path) -> bool:
+    with suppress(CheckpointError):
+        verify_checkpoint(path)
+        return True
+    return False
+
+
+def _manifest(path: Path) -> dict[str, Any]:
+    file = path / MANIFEST_FILE
+    try:
+        manifest = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(manifest["files"], dict) or not isinstance(manifest["step"], int):
+            raise TypeError("it does not list files and step")
+        for name, expected in manifest["files"].items():
+            if Path(name).is_absolute() or ".." in Path(name).parts:
+                raise ValueError(f"{name!r} leaves the checkpoint")
+            _ = expected["bytes"], expected["sha256"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"Checkpoint file {file} is missing or corrupt: {error}.") from error
+    return dict(manifest)
+
+
+def _score(path: Path) -> float | None:
+    with suppress(CheckpointError):
+        score = _manifest(path).get("score")
+        return float(score) if score is not None else None
+    return None
+
+
+def _write_manifest(folder: Path, step: int, score: float | None) -> None:
+    files = {
+        file.relative_to(folder).as_posix(): {"bytes": file.stat().st_size, "sha256": _digest(file)}
+        for file in sorted(folder.rglob("*"))
+        if file.is_file()
+    }
+    score = score if score is not None and math.isfinite(score) else None
+    manifest = {"step": step, "score": score, "files": files}
+    (folder / MANIFEST_FILE).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+
+
+def _digest(file: Path) -> str:
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _sync_tree(folder: Path) -> None:
+    for path in sorted(folder.rglob("*")):
+        if path.is_dir():
+            sync_folder(path)
+        else:
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+    sync_folder(folder)
+
+
+def _ran_out(error: BaseException) -> int:
+    """The errno hidden in the text of a wrapped error if the disk or a quota was full, else 0."""
+    text = str(error)
+    for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if os.strerror(number) in text or f"os error {number})" in text:
+            return number
+    return 0

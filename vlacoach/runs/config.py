@@ -1,0 +1,220 @@
+"""The configuration of a training run: typed, strict, and frozen once made.
+
+Every field has its meaning written under it; those sentences are also the comments of
+``configs/train.yaml`` and the descriptions of the JSON schema, so they live in one place only. How values
+from files, the environment and the command line come together is in :mod:`vlacoach.runs.resolve`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from vlacoach.errors import ConfigError
+from vlacoach.runs.indices import parse_indices
+
+
+def _index_tuple(value: Any) -> Any:
+    # Pydantic adds the key to a ValueError; a ConfigError would pass through without it.
+    if value is None or not isinstance(value, (str, int, list, tuple)):
+        return value
+    try:
+        return parse_indices(value)
+    except ConfigError as error:
+        raise ValueError(str(error)) from error
+
+
+Indices = Annotated[tuple[int, ...], BeforeValidator(_index_tuple), Field(min_length=1)]
+"""Indices, accepted as a list or as text such as ``"1,4,8"`` or ``"30-49"``."""
+
+Positive = Annotated[int, Field(ge=1)]
+NonNegative = Annotated[int, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class Section(BaseModel):
+    """A group of settings: unknown keys are refused, values are never changed after validation."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False, validate_default=True
+    )
+
+
+class EnvConfig(Section):
+    """What is simulated, and how."""
+
+    suite: Annotated[str, Field(min_length=1)] = "libero_goal"
+    """LIBERO suite: libero_spatial, libero_object, libero_goal, libero_10, or libero_90."""
+    tasks: Indices | None = None
+    """Tasks of the suite to train on, such as [1, 4, 8] or "0-3"; null is all of them."""
+    states: Indices = tuple(range(30))
+    """Initial states (of 50 a task) that training may use; must not overlap evaluation.states."""
+    num_envs: Positive = 16
+    """Worlds that are rolled out side by side."""
+    workers: Positive | None = 2
+    """Processes the worlds are spread over; null is one per CPU core."""
+    max_steps: Positive | None = None
+    """Control steps after which an episode is cut off; null is the suite's own limit."""
+    image_size: Annotated[int, Field(ge=16, le=1024)] = 128
+    """Width and height of a camera picture, in pixels."""
+    render_profile: Annotated[str, Field(min_length=1)] = "fast"
+    """Rendering quality: fast leaves out shadows, reflections and multisampling; full is LIBERO's own."""
+    cameras: Annotated[tuple[str, ...], Field(min_length=1)] = ("agentview",)
+    """Cameras whose pictures the policy sees."""
+    settle_steps: NonNegative = 10
+    """Idle control steps after a reset, until dropped objects lie still."""
+
+
+class PolicyConfig(Section):
+    """Which policy is trained, and which of its weights."""
+
+    path: Annotated[str, Field(min_length=1)] = "tiny"
+    """Policy to start from: the built-in tiny, a folder, or a Hugging Face id."""
+    lora_rank: Positive = 16
+    """Rank of the LoRA adapter."""
+    lora_alpha: Annotated[float, Field(gt=0)] = 32.0
+    """LoRA scale; the adapter's output is multiplied by lora_alpha / lora_rank."""
+    lora_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Dropout on the adapter's input; above 0 the first probability ratio is no longer exactly 1."""
+    full: bool = False
+    """Train the whole language model instead of a LoRA adapter."""
+
+
+class RewardConfig(Section):
+    """How a trajectory is scored."""
+
+    name: Annotated[str, Field(min_length=1)] = "siglip-t"
+    """Scorer: siglip-t, siglip, success, or the name of a plugin."""
+    temporal: bool = True
+    """Use the temporal head; false turns siglip-t into its SigLIP-only ablation."""
+    fusion: Literal["film", "add"] = "film"
+    """How time enters a look's embedding: film scales and shifts it, add is the sum as first drawn."""
+    pooling: Literal["mean", "last-k", "segments"] = "mean"
+    """How a trajectory's looks become one vector."""
+    last_k: Positive = 4
+    """Looks that last-k pooling averages."""
+    segments: Positive = 4
+    """Pieces that segments pooling cuts a trajectory into."""
+    refit_every: NonNegative = 10
+    """Updates between two fits of the temporal head on fresh rollouts; 0 fits it once, at the start."""
+    params: dict[str, Any] = {}
+    """Further settings, handed to the scorer as they are."""
+
+
+class GRPOConfig(Section):
+    """The policy-gradient update (GRPO with SRPO's objective)."""
+
+    updates: Positive = 40
+    """Updates of the policy in the run."""
+    minutes: Annotated[float, Field(gt=0)] | None = None
+    """Wall-clock budget of training in minutes, evaluations included; null is no limit."""
+    prompts: Positive = 16
+    """Prompts (a task and an initial state) in an update."""
+    group_size: Annotated[int, Field(ge=2)] = 8
+    """Episodes rolled out for each prompt."""
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    """Sampling temperature of rollouts."""
+    filter_low: Fraction = 0.1
+    """Groups whose success rate is below this are left out (dynamic sampling)."""
+    filter_high: Fraction = 0.9
+    """Groups whose success rate is above this are left out."""
+    keep_graded: bool = False
+    """Keep groups that failed throughout if the scorer grades their failures."""
+    normalize_std: bool = True
+    """Divide a group's advantages by their standard deviation; false is Dr. GRPO."""
+    clip_low: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.2
+    """Probability ratios below 1 - clip_low are clipped."""
+    clip_high: Annotated[float, Field(gt=0.0)] = 0.28
+    """Probability ratios above 1 + clip_high are clipped."""
+    dual_clip: Annotated[float, Field(gt=1.0)] | None = None
+    """Bound on the loss of negative advantages, as a multiple of the advantage; null is none."""
+    kl_coefficient: Annotated[float, Field(ge=0.0)] = 0.0
+    """Weight of the KL divergence from the policy without its adapter."""
+    reduction: Literal["seq-mean-token-mean", "token-mean"] = "seq-mean-token-mean"
+    """How token losses are averaged: within each trajectory first, or over all tokens alike."""
+    learning_rate: Annotated[float, Field(gt=0.0)] = 1e-4
+    """AdamW's step size after warm-up."""
+    warmup_updates: NonNegative = 2
+    """Updates over which the step size rises linearly from 0."""
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
+    """AdamW's weight decay."""
+    max_grad_norm: Annotated[float, Field(gt=0.0)] = 1.0
+    """Gradients are scaled down to this global norm."""
+    epochs: Positive = 1
+    """Passes over an update's trajectories."""
+    minibatches: Positive = 1
+    """Optimizer steps in one pass."""
+    micro_batch: Positive = 64
+    """Action chunks in one forward pass; smaller needs less memory and changes no result."""
+    target_kl: Annotated[float, Field(gt=0.0)] | None = None
+    """End an update's passes early once the KL divergence a token exceeds this; null never does."""
+
+    @model_validator(mode="after")
+    def _filter_is_ordered(self) -> GRPOConfig:
+        if self.filter_low > self.filter_high:
+            raise ValueError(f"filter_low ({self.filter_low}) is above filter_high ({self.filter_high})")
+        return self
+
+
+class EvaluationConfig(Section):
+    """How success is measured, on states that training never sees."""
+
+    trials: Positive = 20
+    """Episodes for each task; states are used in turn."""
+    every: NonNegative = 0
+    """Updates between two evaluations; 0 evaluates before and after training only."""
+    states: Indices = tuple(range(30, 50))
+    """Initial states of the held-out evaluation."""
+    train_states: bool = True
+    """Also evaluate on training states, before and after."""
+    temperature: Annotated[float, Field(ge=0.0)] = 1.0
+    """Sampling temperature of evaluation episodes; 0 is greedy."""
+
+
+class CheckpointConfig(Section):
+    """What is kept for resuming."""
+
+    every: Positive = 5
+    """Updates between two checkpoints; the last update always has one."""
+    keep: Positive = 2
+    """Newest checkpoints that are kept, beside the best one."""
+
+
+class TrainConfig(Section):
+    """Everything that decides the result of a training run."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    """Seed of every random number of the run."""
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] = "grpo"
+    """Name of the run, a part of its folder's name: letters, digits, dots, dashes, underscores."""
+    env: EnvConfig = EnvConfig()
+    policy: PolicyConfig = PolicyConfig()
+    reward: RewardConfig = RewardConfig()
+    grpo: GRPOConfig = GRPOConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+
+    @classmethod
+    def load(cls, file: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
+        """Read a configuration file, deaf to the environment.
+
+        Args:
+            file: YAML file.
+            overrides: Assignments ``"section.key=value"``, stronger than the file.
+
+        Raises:
+            ConfigError: The file cannot be read, a key is unknown, or a value is not valid.
+        """
+        from vlacoach.runs.resolve import resolve_config
+
+        return resolve_config(file, overrides, environ={}).config
+
+    @model_validator(mode="after")
+    def _training_never_sees_evaluation_states(self) -> TrainConfig:
+        shared = sorted(set(self.env.states) & set(self.evaluation.states))
+        if shared:
+            raise ValueError(f"env.states and evaluation.states share the initial states {shared}")
+        return self

@@ -1,0 +1,139 @@
+"""Small file operations that leave either the old contents or the new, never a mixture."""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from vlacoach.errors import RunError
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+def write_failure(path: Path, error: OSError) -> RunError:
+    """The error to raise when writing ``path`` failed, with a hint that fits the cause."""
+    if error.errno in _FULL:
+        hint = "The disk or the quota is full. Free some space, then go on with --resume."
+    elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        hint = "The folder is not writable. Check its owner, or choose another with --runs-dir."
+    else:
+        hint = "Check that the folder still exists and that its disk is healthy."
+    return RunError(f"Cannot write {path}: {os.strerror(error.errno or 0)}.", hint)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn an ``OSError`` of the block into a :class:`RunError` that names ``path``."""
+    try:
+        yield
+    except OSError as error:
+        raise write_failure(path, error) from error
+
+
+def write_all(descriptor: int, data: bytes) -> None:
+    """Write every byte; ``os.write`` may stop in the middle, for instance when the disk fills up."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames within ``folder`` survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def replace_text(path: Path, text: str, sync: bool = True) -> None:
+    """Replace a file's contents in one step.
+
+    Args:
+        path: File to write; its folder must exist.
+        text: New contents.
+        sync: Whether to wait until the disk has them.
+
+    Raises:
+        RunError: It cannot be written; the old contents are then still there.
+    """
+    with writing(path):
+        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        try:
+            try:
+                os.fchmod(descriptor, 0o644)
+                write_all(descriptor, text.encode("utf-8"))
+                if sync:
+                    os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+            os.replace(temporary, path)
+        except BaseException:
+            with suppress(FileNotFoundError):
+                os.unlink(temporary)
+            raise
+
+
+def replace_link(link: Path, target: str) -> None:
+    """Point a symbolic link at ``target`` (relative to the link's folder) in one step.
+
+    Raises:
+        RunError: It cannot be written.
+    """
+    with writing(link):
+        temporary = link.with_name(f".{link.name}.{os.getpid()}")
+        with suppress(FileNotFoundError):
+            temporary.unlink()
+        temporary.symlink_to(target)
+        os.replace(temporary, link)
+
+
+def to_json(value: object) -> str:
+    """One line of strict JSON; NaN and infinity are refused.
+
+    Raises:
+        ValueError: A number is not finite.
+    """
+    return json.dumps(value, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
+
+
+def plain(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Turn a record into JSON types, with NaN and infinity as null.
+
+    Args:
+        record: Text keys; values may be numbers (Python's or NumPy's), text, arrays, lists, mappings, paths.
+
+    Returns:
+        The record with JSON types only. Where numbers were not finite, ``"nonfinite"`` lists their keys.
+    """
+    nonfinite: list[str] = []
+    clean = {str(key): _plain_value(value, str(key), nonfinite) for key, value in record.items()}
+    if nonfinite:
+        clean["nonfinite"] = nonfinite
+    return clean
+
+
+def _plain_value(value: Any, key: str, nonfinite: list[str]) -> Any:
+    if value is None or isinstance(value, (str, bool)):
+        return value
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if hasattr(value, "tolist"):  # NumPy scalars and arrays, torch tensors.
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return {str(name): _plain_value(item, f"{key}.{name}", nonfinite) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain_value(item, f"{key}.{index}", nonfinite) for index, item in enumerate(value)]
+    if isinstance(value, float) and not math.isfinite(value):
+        nonfinite.append(key)
+        return None
+    if isinstance(value, (bool, int, float, str)) or value is None:
+        return value
+    raise TypeError(f"{key!r} holds a {type(value).__name__}, which JSON cannot express")

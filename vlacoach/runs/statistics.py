@@ -1,0 +1,191 @@
+"""Intervals and tests for success rates: numbers a reader can believe.
+
+Sources:
+    E. B. Wilson, "Probable inference, the law of succession, and statistical inference", JASA 22 (1927).
+    R. G. Newcombe, "Improved confidence intervals for the difference between binomial proportions based on
+        paired data", Statistics in Medicine 17 (1998), method 10.
+    Q. McNemar, "Note on the sampling error of the difference between correlated proportions or percentages",
+        Psychometrika 12 (1947); here in its exact, binomial form.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy import stats
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A confidence interval.
+
+    Attributes:
+        low: Lower end.
+        high: Upper end.
+    """
+
+    low: float
+    high: float
+
+    def overlaps(self, other: Interval) -> bool:
+        """Whether the two have a point in common."""
+        return self.low <= other.high and other.low <= self.high
+
+
+@dataclass(frozen=True)
+class PairedDifference:
+    """What changed between two measurements of the same episodes.
+
+    Attributes:
+        pairs: Number of pairs.
+        before: Success rate before, in [0, 1].
+        after: Success rate after, in [0, 1].
+        difference: ``after - before``, in [-1, 1].
+        interval: Confidence interval of the difference.
+        gained: Pairs that failed before and succeeded after.
+        lost: Pairs that succeeded before and failed after.
+        p_value: McNemar's exact two-sided p-value of "no change".
+    """
+
+    pairs: int
+    before: float
+    after: float
+    difference: float
+    interval: Interval
+    gained: int
+    lost: int
+    p_value: float
+
+
+def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> Interval:
+    """Wilson's score interval of a proportion (Wilson 1927).
+
+    Args:
+        successes: Successes, 0 to ``n``.
+        n: Trials; 0 gives the interval [0, 1], which knows nothing.
+        confidence: Coverage, between 0 and 1.
+
+    Returns:
+        The interval, within [0, 1].
+
+    Raises:
+        ValueError: The counts are impossible or the confidence is not between 0 and 1.
+    """
+    if not 0 <= successes <= n:
+        raise ValueError(f"{successes} successes in {n} trials are impossible")
+    z = _normal_quantile(confidence)
+    if n == 0:
+        return Interval(0.0, 1.0)
+    rate = successes / n
+    center = (rate + z * z / (2 * n)) / (1 + z * z / n)
+    half = z * math.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+    # At the ends the formula is exact on paper and off by a rounding error in floats.
+    low = 0.0 if successes == 0 else max(0.0, center - half)
+    high = 1.0 if successes == n else min(1.0, center + half)
+    return Interval(low, high)
+
+
+def mcnemar_exact(gained: int, lost: int) -> float:
+    """McNemar's exact test: are changes in both directions equally likely?
+
+    Args:
+        gained: Pairs that changed from failure to success.
+        lost: Pairs that changed from success to failure.
+
+    Returns:
+        Two-sided p-value; 1 if nothing changed.
+    """
+    if gained + lost == 0:
+        return 1.0
+    return float(stats.binomtest(gained, gained + lost, 0.5).pvalue)
+
+
+def paired_difference(
+    before: npt.ArrayLike, after: npt.ArrayLike, confidence: float = 0.95
+) -> PairedDifference:
+    """Compare two measurements of the same episodes.
+
+    Args:
+        before: ``(N,)`` bool, success of each episode before.
+        after: ``(N,)`` bool, success of the same episodes (task, state, seed) after, in the same order.
+        confidence: Coverage of the interval, between 0 and 1.
+
+    Returns:
+        The difference with Newcombe's interval for paired data (1998, method 10) and McNemar's exact p-value.
+
+    Raises:
+        ValueError: The arrays are empty or not of one length.
+    """
+    first = np.asarray(before, dtype=bool)
+    second = np.asarray(after, dtype=bool)
+    if first.ndim != 1 or first.shape != second.shape or first.size == 0:
+        raise ValueError(f"before and after must be (N,) with N > 0, not {first.shape} and {second.shape}")
+    both = int(np.sum(first & second))
+    gained = int(np.sum(~first & second))
+    lost = int(np.sum(first & ~second))
+    neither = int(first.size) - both - gained - lost
+    return PairedDifference(
+        pairs=int(first.size),
+        before=(both + lost) / first.size,
+        after=(both + gained) / first.size,
+        difference=(gained - lost) / first.size,
+        interval=_newcombe_paired(both, gained, lost, neither, confidence),
+        gained=gained,
+        lost=lost,
+        p_value=mcnemar_exact(gained, lost),
+    )
+
+
+def _newcombe_paired(both: int, gained: int, lost: int, neither: int, confidence: float) -> Interval:
+    """Newcombe's method 10: Wilson intervals of the two rates, squared and added with their correlation."""
+    n = both + gained + lost + neither
+    after, before = both + gained, both + lost
+    rate_after, rate_before = after / n, before / n
+    a = wilson_interval(after, n, confidence)
+    b = wilson_interval(before, n, confidence)
+    correlation = 0.0
+    margins = after * (n - after) * before * (n - before)
+    if margins > 0:
+        surplus = float(both * neither - gained * lost)
+        if surplus > 0:  # The continuity correction applies to positive correlation only.
+            surplus = max(surplus - n / 2, 0.0)
+        correlation = surplus / math.sqrt(margins)
+    below = _combine(rate_after - a.low, b.high - rate_before, correlation)
+    above = _combine(a.high - rate_after, rate_before - b.low, correlation)
+    difference = rate_after - rate_before
+    return Interval(max(-1.0, difference - below), min(1.0, difference + above))
+
+
+def _combine(x: float, y: float, correlation: float) -> float:
+    return math.sqrt(max(0.0, x * x - 2 * correlation * x * y + y * y))
+
+
+def _normal_quantile(confidence: float) -> float:
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence must be between 0 and 1, not {confidence}")
+    return float(stats.norm.ppf(0.5 + confidence / 2))
+
+
+def moving_average(values: npt.ArrayLike, weight: float = 0.8) -> npt.NDArray[np.float64]:
+    """Exponential moving average without a bias toward its start (as Adam corrects its moments).
+
+    Args:
+        values: ``(N,)`` numbers; NaN is passed over and repeats the average so far.
+        weight: Share of the past, in [0, 1).
+
+    Returns:
+        ``(N,)`` float64; NaN until the first number.
+    """
+    series = np.asarray(values, dtype=np.float64)
+    averages = np.full(series.shape, np.nan)
+    total = norm = 0.0
+    for index, value in enumerate(series):
+        if not np.isnan(value):
+            total = weight * total + (1 - weight) * value
+            norm = weight * norm + (1 - weight)
+        if norm > 0:
+            averages[index] = total / norm
+    return averages
