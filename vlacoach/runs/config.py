@@ -60,8 +60,8 @@ class EnvConfig(Section):
     """Control steps after which an episode is cut off; null is the suite's own limit."""
     image_size: Annotated[int, Field(ge=16, le=1024)] = 128
     """Width and height of a camera picture, in pixels."""
-    render_profile: Annotated[str, Field(min_length=1)] = "fast"
-    """Rendering quality: fast leaves out shadows, reflections and multisampling; full is LIBERO's own."""
+    render_profile: Literal["fast", "reference"] = "fast"
+    """Rendering quality: fast leaves out reflections and multisampling; reference is LIBERO's own picture."""
     cameras: Annotated[tuple[str, ...], Field(min_length=1)] = ("agentview",)
     """Cameras whose pictures the policy sees."""
     settle_steps: NonNegative = 10

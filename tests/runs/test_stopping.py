@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+import os
+import signal
+import threading
+
+import pytest
+
+from vlacoach.runs.stopping import GracefulStop
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_first_signal_asks_second_insists(number):
+    before = signal.getsignal(number)
+    told = []
+    with GracefulStop(told.append) as stop:
+        os.kill(os.getpid(), number)
+        assert stop.requested
+        assert told == [number.name]
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), number)
+    assert signal.getsignal(number) is before
+
+
+def test_other_threads_are_left_alone():
+    stopped = []
+
+    def work():
+        with GracefulStop() as stop:
+            stopped.append(stop.requested)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert stopped == [False]
