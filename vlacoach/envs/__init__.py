@@ -1,0 +1,1 @@
+"""LIBERO as Gymnasium environments; NumPy and MuJoCo, no torch."""

@@ -24,7 +24,7 @@ GRIPPER_SPEED = 0.01
 """Change of the gripper's command in one physics step."""
 
 
-@njit(cache=True)
+@njit(cache=True)  # type: ignore[untyped-decorator]
 def osc_torque(
     mass: Any,
     jacobian: Any,

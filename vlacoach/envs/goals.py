@@ -41,11 +41,7 @@ def _compile(env: Any, model: mujoco.MjModel, name: str, *arguments: str) -> Pre
     states = [env.object_states_dict[argument] for argument in arguments]
     kind = name.lower()
     if kind == "on":
-        return (
-            _on_site(env, model, *states)
-            if states[1].object_state_type == "site"
-            else _on(env, model, *states)
-        )
+        return _on_site(env, model, *states) if states[1].object_state_type == "site" else _on(env, model, *states)
     if kind == "in":
         return _in(env, model, *states)
     if kind == "up":
@@ -73,9 +69,7 @@ def contact_between(env: Any, model: mujoco.MjModel, first: Any, second: Any) ->
 
 def _on(env: Any, model: mujoco.MjModel, upper: Any, lower: Any) -> Predicate:
     top, base = env.obj_body_id[upper.object_name], env.obj_body_id[lower.object_name]
-    touches = contact_between(
-        env, model, env.get_object(lower.object_name), env.get_object(upper.object_name)
-    )
+    touches = contact_between(env, model, env.get_object(lower.object_name), env.get_object(upper.object_name))
 
     def on(data: Any) -> bool:
         low, high = data.xpos[base], data.xpos[top]
@@ -108,9 +102,7 @@ def _in(env: Any, model: mujoco.MjModel, inner: Any, outer: Any) -> Predicate:
         container = env.get_object(outer.object_name)
         container_body = env.obj_body_id[outer.object_name]
         touches = contact_between(env, model, container, env.get_object(inner.object_name))
-        return lambda data: (
-            touches(data) and bool(container.in_box(data.xpos[container_body], data.xpos[body]))
-        )
+        return lambda data: touches(data) and bool(container.in_box(data.xpos[container_body], data.xpos[body]))
     site = model.site(outer.object_name).id
     size = np.asarray(env.object_sites_dict[outer.object_name].size, dtype=np.float64)
 
@@ -131,9 +123,7 @@ def _joint(env: Any, model: mujoco.MjModel, kind: str, state: Any) -> Predicate:
         owner = env.get_object(state.object_name)
         joints = owner.joints
     addresses = [int(model.joint(name).qposadr[0]) for name in joints]
-    test = getattr(
-        owner, {"open": "is_open", "close": "is_close", "turnon": "turn_on", "turnoff": "turn_off"}[kind]
-    )
+    test = getattr(owner, {"open": "is_open", "close": "is_close", "turnon": "turn_on", "turnoff": "turn_off"}[kind])
     # LIBERO's own asymmetry: one joint is enough to be open or on, all are needed to be closed or off.
     combine = any if kind in {"open", "turnon"} else all
     return lambda data: combine(bool(test(data.qpos[address])) for address in addresses)

@@ -17,7 +17,7 @@ from vlacoach.errors import SimulatorError, UnknownNameError
 
 RenderProfile = Literal["fast", "reference"]
 RENDER_PROFILES: tuple[RenderProfile, ...] = ("fast", "reference")
-"""``reference`` is the picture of LIBERO's ``OffScreenRenderEnv``; ``fast`` leaves out reflections and multisampling."""
+"""``reference`` is the picture of LIBERO's ``OffScreenRenderEnv``; ``fast`` has no reflections and no multisampling."""
 
 GL_HINT = (
     "Install a software renderer: `apt-get install libegl1 libgl1 libosmesa6` on Debian and Ubuntu, "
@@ -48,9 +48,7 @@ def find_gl_backend() -> str:
     wanted = os.environ.get("MUJOCO_GL")
     failures = []
     for backend in [wanted] if wanted else ["egl", "osmesa"]:
-        probe = subprocess.run(
-            [sys.executable, "-c", _PROBE, backend], capture_output=True, text=True, check=False
-        )
+        probe = subprocess.run([sys.executable, "-c", _PROBE, backend], capture_output=True, text=True, check=False)
         if probe.returncode == 0:
             return backend
         failures.append(f"{backend}: {(probe.stderr.strip().splitlines() or ['no message'])[-1]}")

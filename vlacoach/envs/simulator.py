@@ -219,8 +219,7 @@ class Simulator:
         warnings = state.data.warning
         if any(warnings[int(kind)].number for kind in _UNSTABLE) or not np.all(np.isfinite(state.data.qpos)):
             raise UnstableSimulationError(
-                f"The simulation of world {world} ({state.task.name}) became unstable at "
-                f"{state.data.time:.2f} s.",
+                f"The simulation of world {world} ({state.task.name}) became unstable at {state.data.time:.2f} s.",
                 "Reset the world and discard the episode; it is neither a success nor a failure.",
             )
         return state.goal(state.data)
@@ -307,10 +306,7 @@ class Simulator:
             self._renderers[key] = Renderer(state.scene, self.image_size, self._profile)
         renderer = self._renderers[key]
         # Contiguous copies: callers put them into shared memory and tensors.
-        return {
-            camera: np.ascontiguousarray(renderer.render(state.data, camera)[:, ::-1])
-            for camera in self.cameras
-        }
+        return {camera: np.ascontiguousarray(renderer.render(state.data, camera)[:, ::-1]) for camera in self.cameras}
 
     def proprioception(self, world: int) -> NDArray[np.float32]:
         """(8,) float32: grip site position (m), hand orientation as axis-angle (rad), finger positions (m)."""

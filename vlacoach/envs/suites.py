@@ -67,9 +67,7 @@ class Suite:
         """
         if not 0 <= int(index) < len(self.tasks):
             listing = "\n".join(f"  {task.index}  {task.instruction}" for task in self.tasks)
-            raise ConfigError(
-                f"{self.name} has no task {index}.", f"Tasks are 0 to {len(self.tasks) - 1}:\n{listing}"
-            )
+            raise ConfigError(f"{self.name} has no task {index}.", f"Tasks are 0 to {len(self.tasks) - 1}:\n{listing}")
         return self.tasks[int(index)]
 
     def select(self, indices: Iterable[int] | None) -> tuple[Task, ...]:

@@ -1,0 +1,344 @@
+"""LIBERO as a Gymnasium vector environment: worker processes, each with many worlds on shared models."""
+
+from __future__ import annotations
+
+import ctypes
+import multiprocessing
+import os
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium.vector import AutoresetMode
+from gymnasium.vector.utils import batch_space
+from numpy.typing import ArrayLike, NDArray
+
+from vlacoach.envs.episodes import EpisodeRunner, Outcome, action_space, observation_key, observation_space
+from vlacoach.envs.libero import LiberoEnv
+from vlacoach.envs.rendering import RENDER_PROFILES, RenderProfile, find_gl_backend, select_gl_backend
+from vlacoach.envs.simulator import SETTLE_STEPS, Simulator
+from vlacoach.envs.suites import NUM_INITIAL_STATES, get_suite
+from vlacoach.errors import ConfigError, SimulatorError, UnknownNameError
+
+_CLOSE_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class _WorkerSettings:
+    suite: str
+    num_worlds: int
+    cameras: tuple[str, ...]
+    image_size: int
+    render_profile: RenderProfile
+    max_steps: int
+    settle_steps: int
+    gl_backend: str
+    first_world: int
+    num_envs: int
+
+
+def _pictures(buffer: Any, settings: _WorkerSettings) -> NDArray[np.uint8]:
+    shape = (settings.num_envs, len(settings.cameras), settings.image_size, settings.image_size, 3)
+    return np.frombuffer(buffer, dtype=np.uint8).reshape(shape)
+
+
+def _worker(connection: Connection, buffer: Any, settings: _WorkerSettings) -> None:
+    """Serve resets and chunks for a share of the worlds until told to stop."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business.
+    select_gl_backend(settings.gl_backend)
+    simulator = Simulator(
+        settings.suite, settings.num_worlds, settings.cameras, settings.image_size, settings.render_profile
+    )
+    runner = EpisodeRunner(simulator, settings.max_steps, settings.settle_steps)
+    pictures = _pictures(buffer, settings)
+
+    def observe(world: int) -> NDArray[np.float32]:
+        for i, picture in enumerate(simulator.render(world).values()):
+            pictures[settings.first_world + world, i] = picture
+        return simulator.proprioception(world)
+
+    while True:
+        try:
+            message = connection.recv()
+        except EOFError:
+            return
+        if message is None:
+            return
+        command, jobs = message
+        try:
+            if command == "reset":
+                for world, task, init_state in jobs:
+                    runner.reset(world, task, init_state)
+                connection.send([(world, observe(world), None) for world, _, _ in jobs])
+            else:
+                outcomes = [(world, runner.execute(world, actions)) for world, actions in jobs]
+                connection.send([(world, observe(world), outcome) for world, outcome in outcomes])
+        except Exception as error:  # Crosses to the parent, which raises it.
+            connection.send(error)
+
+
+class LiberoVectorEnv(gymnasium.vector.VectorEnv[dict[str, Any], NDArray[np.float32], NDArray[Any]]):
+    """``num_envs`` LIBERO worlds, dealt to worker processes; observations and actions as ``LiberoEnv``, batched.
+
+    Worlds may be at different tasks. With ``AutoresetMode.DISABLED``, the default, a finished world stands still
+    (no reward, ``info["executed"]`` 0) until ``reset(options={"reset_mask": ...})`` starts it anew; rollouts of
+    groups use this. ``NEXT_STEP`` and ``SAME_STEP`` work as Gymnasium defines them.
+
+    Args:
+        num_envs: Number of worlds.
+        suite: Name of the suite.
+        task: Task of every episode; None draws one at each reset.
+        workers: Worker processes; None for one a core.
+        chunk_size: Actions a step; None for single actions.
+        cameras: Cameras to observe.
+        image_size: Height and width of pictures in pixels.
+        render_profile: ``"fast"`` or ``"reference"``.
+        max_steps: Step limit; None for the suite's.
+        settle_steps: Steps of doing nothing after a reset.
+        autoreset_mode: One of Gymnasium's three.
+        max_episode_steps: Gymnasium's name for ``max_steps``, which wins over it.
+    """
+
+    metadata: dict[str, Any] = {  # noqa: RUF012 - Gymnasium's own convention
+        "render_modes": ["rgb_array"],
+        "render_fps": 20,
+        "autoreset_mode": AutoresetMode.DISABLED,
+    }
+
+    def __init__(
+        self,
+        num_envs: int = 1,
+        suite: str = "libero_goal",
+        task: int | None = None,
+        workers: int | None = None,
+        chunk_size: int | None = None,
+        cameras: Sequence[str] = ("agentview",),
+        image_size: int = 128,
+        render_profile: RenderProfile = "fast",
+        max_steps: int | None = None,
+        settle_steps: int = SETTLE_STEPS,
+        autoreset_mode: AutoresetMode | str = AutoresetMode.DISABLED,
+        max_episode_steps: int | None = None,
+        render_mode: str | None = None,
+    ) -> None:
+        if num_envs < 1:
+            raise ConfigError(f"num_envs is {num_envs}.", "Use at least one environment.")
+        if render_profile not in RENDER_PROFILES:
+            raise UnknownNameError("render profile", render_profile, RENDER_PROFILES)
+        if render_mode not in (None, *LiberoEnv.metadata["render_modes"]):
+            raise UnknownNameError("render mode", render_mode, LiberoEnv.metadata["render_modes"])
+        self.num_envs = num_envs
+        self.suite = get_suite(suite)
+        self.task = None if task is None else self.suite.task(task).index
+        self.chunk_size = chunk_size
+        self.max_steps = max_episode_steps or max_steps or self.suite.max_steps
+        self.render_mode = render_mode
+        self.autoreset_mode = AutoresetMode(autoreset_mode)
+        self.metadata = {**type(self).metadata, "autoreset_mode": self.autoreset_mode}
+        self.single_observation_space = observation_space(cameras, image_size, len(self.suite.tasks))
+        self.single_action_space = action_space(chunk_size)
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+        self._cameras = tuple(cameras)
+        count = max(1, min(num_envs, workers or os.cpu_count() or 1))
+        self._shares = [len(share) for share in np.array_split(np.arange(num_envs), count)]
+        self._firsts = np.concatenate([[0], np.cumsum(self._shares)[:-1]]).astype(int)
+        self._start(suite, image_size, render_profile, settle_steps)
+        self._task_of = np.zeros(num_envs, dtype=np.int64)
+        self._init_state_of = np.zeros(num_envs, dtype=np.int64)
+        self._state = np.zeros((num_envs, *self.single_observation_space["state"].shape), dtype=np.float32)  # type: ignore[misc]
+        self._done = np.ones(num_envs, dtype=np.bool_)
+
+    def _start(self, suite: str, image_size: int, profile: RenderProfile, settle_steps: int) -> None:
+        context = multiprocessing.get_context("spawn")
+        backend = find_gl_backend()
+        size = self.num_envs * len(self._cameras) * image_size * image_size * 3
+        buffer = context.RawArray(ctypes.c_uint8, size)
+        # NumPy and CUDA read these at import, so they must be in place before the workers start: one thread a
+        # worker, and no CUDA device, since EGL and CUDA in one process abort.
+        forced = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+        before = {name: os.environ.get(name) for name in forced}
+        self._workers: list[tuple[Any, Connection]] = []
+        try:
+            os.environ.update(forced)
+            for first, share in zip(self._firsts, self._shares, strict=True):
+                settings = _WorkerSettings(
+                    suite, share, self._cameras, image_size, profile, self.max_steps, settle_steps, backend,
+                    int(first), self.num_envs,
+                )  # fmt: skip
+                ours, theirs = context.Pipe()
+                process = context.Process(target=_worker, args=(theirs, buffer, settings), daemon=True)
+                process.start()
+                theirs.close()
+                self._workers.append((process, ours))
+        finally:
+            for name, value in before.items():
+                if value is None:
+                    os.environ.pop(name, None)
+                else:
+                    os.environ[name] = value
+        self._images = _pictures(buffer, settings)
+
+    def reset(
+        self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Start episodes.
+
+        Args:
+            seed: Seeds the choice of tasks and initial states (an integer; of a list, the first).
+            options: ``task`` and ``init_state``, each an integer or an array (N,), choose them; where absent they
+                are drawn. ``reset_mask``, bool (N,), limits the reset to some worlds; their rows alone are used.
+        """
+        super().reset(seed=seed[0] if isinstance(seed, list) else seed)
+        options = dict(options or {})
+        mask = np.asarray(options.pop("reset_mask", np.ones(self.num_envs)), dtype=np.bool_)
+        if unknown := set(options) - {"task", "init_state"}:
+            raise UnknownNameError("reset option", unknown.pop(), ["task", "init_state", "reset_mask"])
+        if mask.shape != (self.num_envs,):
+            raise ConfigError(f"reset_mask has shape {mask.shape}.", f"It must have shape ({self.num_envs},).")
+        chosen_task = options.get("task", self.task)
+        tasks = self._choose(chosen_task, len(self.suite.tasks), "task")
+        states = self._choose(options.get("init_state"), NUM_INITIAL_STATES, "init_state")
+        self._restart(np.flatnonzero(mask), tasks, states)
+        return self._observation(), self._info(np.zeros(self.num_envs, dtype=np.int64))
+
+    def _choose(self, given: ArrayLike | None, count: int, name: str) -> NDArray[np.int64]:
+        if given is None:
+            return self.np_random.integers(count, size=self.num_envs)
+        values = np.asarray(given, dtype=np.int64)
+        if values.shape not in ((), (self.num_envs,)):
+            raise ConfigError(f"{name} has shape {values.shape}.", f"Give one integer, or an array ({self.num_envs},).")
+        return np.broadcast_to(values, (self.num_envs,))
+
+    def _restart(self, worlds: NDArray[np.int64], tasks: NDArray[np.int64], states: NDArray[np.int64]) -> None:
+        for world in worlds:
+            self.suite.task(int(tasks[world]))
+        self._task_of[worlds], self._init_state_of[worlds] = tasks[worlds], states[worlds]
+        self._ask("reset", {int(w): (int(tasks[w]), int(states[w])) for w in worlds})
+        self._done[worlds] = False
+
+    def step(
+        self, actions: NDArray[np.float32]
+    ) -> tuple[dict[str, Any], NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]]:
+        """Execute one action, or one chunk, in every world that is not finished."""
+        batch = np.asarray(actions, dtype=np.float64)
+        if batch.shape != self.action_space.shape:
+            raise ConfigError(f"The actions have shape {batch.shape}.", f"They must have {self.action_space.shape}.")
+        if not np.all(np.isfinite(batch)):
+            where = tuple(int(i) for i in np.argwhere(~np.isfinite(batch))[0])
+            raise ConfigError(
+                f"The action of world {where[0]} is {batch[where]} at index {where[1:]}.", "Actions must be finite."
+            )
+        finished = self._done.copy()
+        if self.autoreset_mode is AutoresetMode.NEXT_STEP:
+            self._reset_drawn(finished)
+        batch = batch.reshape(self.num_envs, -1, batch.shape[-1])
+        outcomes = self._ask("step", {int(w): (batch[w],) for w in np.flatnonzero(~finished)})
+        return self._result(outcomes)
+
+    def _reset_drawn(self, mask: NDArray[np.bool_]) -> None:
+        if np.any(mask):
+            tasks = self._choose(self.task, len(self.suite.tasks), "task")
+            self._restart(np.flatnonzero(mask), tasks, self._choose(None, NUM_INITIAL_STATES, "init_state"))
+
+    def _result(
+        self, outcomes: dict[int, Outcome]
+    ) -> tuple[dict[str, Any], NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]]:
+        success, truncated, invalid = (np.zeros(self.num_envs, dtype=np.bool_) for _ in range(3))
+        executed, length = (np.zeros(self.num_envs, dtype=np.int64) for _ in range(2))
+        for world, outcome in outcomes.items():
+            success[world], truncated[world] = outcome.success, outcome.truncated
+            invalid[world], executed[world], length[world] = outcome.invalid, outcome.executed, outcome.length
+        ended = success | truncated
+        self._done |= ended
+        info = self._info(executed)
+        info |= {"success": success, "_success": np.ones_like(success)}
+        if np.any(ended):
+            statistics = {"r": success.astype(np.float64), "_r": ended, "l": length, "_l": ended}
+            info |= {"episode": statistics, "_episode": ended}
+        if np.any(invalid):
+            info |= {"invalid": invalid, "_invalid": invalid}
+        observation = self._observation()
+        if self.autoreset_mode is AutoresetMode.SAME_STEP and np.any(ended):
+            final = np.full(self.num_envs, None, dtype=object)
+            for index in np.flatnonzero(ended):
+                final[index] = {key: value[index] for key, value in observation.items()}
+            info |= {"final_obs": final, "_final_obs": ended}
+            info |= {
+                "final_info": {"episode": info.pop("episode"), "_episode": info.pop("_episode")},
+                "_final_info": ended,
+            }
+            self._reset_drawn(ended)
+            observation = self._observation()
+        return observation, success.astype(np.float64), success, truncated, info
+
+    def _observation(self) -> dict[str, Any]:
+        # Copies: callers keep observations, and the workers write the next ones into the same memory.
+        pictures = {observation_key(name): self._images[:, i].copy() for i, name in enumerate(self._cameras)}
+        return {**pictures, "state": self._state.copy(), "task": self._task_of.copy()}
+
+    def _info(self, executed: NDArray[np.int64]) -> dict[str, Any]:
+        everyone = np.ones(self.num_envs, dtype=np.bool_)
+        instructions = np.array([self.suite.tasks[task].instruction for task in self._task_of], dtype=object)
+        values = {"instruction": instructions, "init_state": self._init_state_of.copy(), "executed": executed}
+        return {**values, **{f"_{name}": everyone.copy() for name in values}}
+
+    def _ask(self, command: str, jobs: dict[int, tuple[Any, ...]]) -> dict[int, Outcome]:
+        """Send each worker its jobs and collect the answers; every worker works at the same time."""
+        asked = []
+        for (process, connection), first, share in zip(self._workers, self._firsts, self._shares, strict=True):
+            mine = [(w - int(first), *job) for w, job in jobs.items() if first <= w < first + share]
+            if mine:
+                try:
+                    connection.send((command, mine))
+                except OSError as error:
+                    raise self._lost(process) from error
+                asked.append((process, connection, int(first)))
+        outcomes, failure = {}, None
+        for process, connection, first in asked:
+            try:
+                answer = connection.recv()
+            except (EOFError, OSError) as error:
+                raise self._lost(process) from error
+            if isinstance(answer, Exception):
+                failure = failure or answer
+                continue
+            for world, state, outcome in answer:
+                self._state[first + world] = state
+                outcomes[first + world] = outcome
+        if failure is not None:
+            raise failure
+        return outcomes
+
+    @staticmethod
+    def _lost(process: Any) -> SimulatorError:
+        process.join(_CLOSE_SECONDS)
+        return SimulatorError(
+            f"A simulator process ended unexpectedly (exit code {process.exitcode}).",
+            "Exit code -9 is usually the kernel, out of memory: use fewer workers or smaller pictures.",
+        )
+
+    def render(self) -> tuple[NDArray[np.uint8], ...] | None:
+        """Each world's latest picture of the first camera, upright and not mirrored."""
+        if self.render_mode is None:
+            return None
+        return tuple(np.ascontiguousarray(picture[:, ::-1]) for picture in self._images[:, 0])
+
+    def close_extras(self, **kwargs: Any) -> None:
+        """Stop the workers; none is left behind."""
+        for _, connection in self._workers:
+            try:
+                connection.send(None)
+            except OSError:
+                continue  # It is gone already, which is what closing is for.
+        for process, connection in self._workers:
+            process.join(_CLOSE_SECONDS)
+            if process.is_alive():
+                process.kill()
+                process.join()
+            connection.close()
+        self._workers = []
