@@ -1,0 +1,31 @@
+"""Vision-language-action models: architecture, action tokens, image processing, loading, LoRA.
+
+Importing this package does not load torch; the names below load what they need.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vlacoach.policies.checkpoint import load_policy
+    from vlacoach.policies.log_prob import action_log_prob
+    from vlacoach.policies.policy import ActionSample, VLAPolicy
+    from vlacoach.policies.tiny import new_tiny_policy
+
+__all__ = ["ActionSample", "VLAPolicy", "action_log_prob", "load_policy", "new_tiny_policy"]
+
+_LAZY = {
+    "ActionSample": "vlacoach.policies.policy",
+    "VLAPolicy": "vlacoach.policies.policy",
+    "action_log_prob": "vlacoach.policies.log_prob",
+    "load_policy": "vlacoach.policies.checkpoint",
+    "new_tiny_policy": "vlacoach.policies.tiny",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'vlacoach.policies' has no attribute {name!r}")
