@@ -40,6 +40,29 @@ NOISE = -1
 
 
 @dataclass(frozen=True)
+class RewardRule:
+    """The constants of the rule; the defaults are SRPO's.
+
+    Attributes:
+        success_reward: Reward of a success.
+        ceiling: Supremum of the reward of a failure.
+        steepness: Slope of the sigmoid.
+        offset: Normalized distance at which a failure gets half the ceiling.
+        eps: DBSCAN radius, in standard deviations of the successes' features.
+        min_samples: DBSCAN neighbors (itself included) that make a point a core point.
+        range_tolerance: If the distances of a task's failures differ by less than this, all count as halfway.
+    """
+
+    success_reward: float = 1.0
+    ceiling: float = 0.6
+    steepness: float = 10.0
+    offset: float = 0.5
+    eps: float = 0.5
+    min_samples: int = 2
+    range_tolerance: float = 1e-6
+
+
+@dataclass(frozen=True)
 class SelfReferentialDetails:
     """What the rule computed on the way, one entry a row.
 

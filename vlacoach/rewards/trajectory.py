@@ -1,0 +1,68 @@
+"""One episode as the rollout recorded it: what the policy saw, what it sampled, and how it ended."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from vlacoach.errors import VlacoachError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass
+class Trajectory:
+    """An episode of T looks; the policy looks once per chunk of actions.
+
+    Identity is the rollout slot, never the task: siblings of a group share task and initial state and still
+    are different episodes (invariant 6).
+
+    Attributes:
+        task: Index of the task in its suite.
+        init_state: Index of the initial state, 0 to 49.
+        group: Which prompt (task and initial state) of the batch this is a sample of.
+        slot: Row in the rollout.
+        instruction: What the policy was told.
+        features: (T, P, D) patch features of the frozen vision tower, one row a look, in rollout order.
+        terminal_features: (P, D) features of the frame after the last action, or None if it was not encoded.
+        proprio: (T, 8) proprioception at each look, raw units.
+        tokens: (T, K * A) int64 action bins that acted (K actions a chunk, A tokens an action).
+        log_prob: (T, K * A) float32 log-probabilities recorded when the tokens were sampled.
+        executed: (T,) int64 actions executed of each chunk, 1 to K.
+        success: Whether the goal was reached.
+        length: Executed actions in all.
+        valid: False if the episode broke down (a simulator error); it is then neither scored nor trained on.
+    """
+
+    task: int
+    init_state: int
+    group: int
+    slot: int
+    instruction: str
+    features: Tensor
+    terminal_features: Tensor | None
+    proprio: Tensor
+    tokens: Tensor
+    log_prob: Tensor
+    executed: Tensor
+    success: bool
+    length: int
+    valid: bool = True
+
+    def __post_init__(self) -> None:
+        fields = ("features", "proprio", "tokens", "log_prob", "executed")
+        looks = {name: len(getattr(self, name)) for name in fields}
+        if len(set(looks.values())) != 1:
+            raise VlacoachError(f"{self}: columns differ in the number of looks: {looks}.")
+        executed = int(self.executed.sum())
+        if executed != self.length:
+            raise VlacoachError(f"{self}: length is {self.length}, but {executed} actions were executed.")
+
+    @property
+    def num_looks(self) -> int:
+        """Times the policy looked, T."""
+        return len(self.features)
+
+    def __str__(self) -> str:
+        return f"slot {self.slot} (task {self.task}, initial state {self.init_state})"
