@@ -5,6 +5,7 @@ Importing this package does not load torch; the names below load what they need.
 
 from __future__ import annotations
 
+import logging
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
     from vlacoach.policies.tiny import new_tiny_policy
 
 __all__ = ["ActionSample", "VLAPolicy", "action_log_prob", "load_policy", "new_tiny_policy"]
+
+# peft imports bitsandbytes where it is installed, which warns of an optional kernel that is never called here.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 _LAZY = {
     "ActionSample": "vlacoach.policies.policy",

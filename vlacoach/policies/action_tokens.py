@@ -98,7 +98,7 @@ def normalize(actions: ArrayT, low: ArrayT, high: ArrayT, mask: ArrayT | None = 
         (..., A), the dtype of ``actions`` or that of the bounds, whichever is wider.
     """
     scaled = (actions - low) / (high - low + epsilon) * 2 - 1
-    if isinstance(scaled, torch.Tensor):
+    if isinstance(actions, torch.Tensor):
         return _where(mask, scaled.clamp(-1, 1), actions)
     return _where(mask, cast(ArrayT, np.clip(scaled, -1, 1)), actions)
 

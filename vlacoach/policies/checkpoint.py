@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import tempfile
 from pathlib import Path
 
 import torch
@@ -16,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from vlacoach.errors import CheckpointError, ConfigError, UnknownNameError
 from vlacoach.policies import statistics, tokenizer
 from vlacoach.policies.configuration import VLAConfig
+from vlacoach.policies.folders import differences, replaced_folder
 from vlacoach.policies.modeling import PrismaticVLA
 from vlacoach.policies.policy import Precision, VLAPolicy
 
@@ -92,36 +90,13 @@ def save_policy(policy: VLAPolicy, folder: Path, dtype: Precision) -> Path:
     state = {
         key: value.detach().to("cpu", _DTYPES[dtype]).contiguous() for key, value in policy.model.state_dict().items()
     }
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
-            fresh = Path(scratch) / "new"
-            fresh.mkdir()
-            save_file(state, fresh / _WEIGHTS, metadata={"format": "pt"})
-            (fresh / _CONFIG).write_text(policy.config.model_dump_json(indent=2) + "\n", encoding="utf-8")
-            policy.tokenizer.backend_tokenizer.save(str(fresh / tokenizer.FILE_NAME))
-            (fresh / statistics.FILE_NAME).write_text(policy.statistics.to_json(), encoding="utf-8")
-            (fresh / _CARD).write_text(_model_card(policy, state), encoding="utf-8")
-            _replace(folder, fresh, Path(scratch) / "old")
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(
-            f"The policy could not be written to {folder}: {error}.",
-            hint="Check free disk space and permissions; what was there before is unchanged.",
-        ) from error
+    with replaced_folder(folder, "policy") as fresh:
+        save_file(state, fresh / _WEIGHTS, metadata={"format": "pt"})
+        (fresh / _CONFIG).write_text(policy.config.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        policy.tokenizer.backend_tokenizer.save(str(fresh / tokenizer.FILE_NAME))
+        (fresh / statistics.FILE_NAME).write_text(policy.statistics.to_json(), encoding="utf-8")
+        (fresh / _CARD).write_text(_model_card(policy, state), encoding="utf-8")
     return folder
-
-
-def _replace(folder: Path, fresh: Path, aside: Path) -> None:
-    """Put ``fresh`` in the place of ``folder``; if that fails, ``folder`` is what it was."""
-    if folder.exists():
-        os.rename(folder, aside)
-    try:
-        os.rename(fresh, folder)
-    except OSError:
-        if aside.exists():
-            os.rename(aside, folder)
-        raise
-    shutil.rmtree(aside, ignore_errors=True)
 
 
 def _load_weights(model: PrismaticVLA, path: Path) -> None:
@@ -134,18 +109,10 @@ def _load_weights(model: PrismaticVLA, path: Path) -> None:
         raise CheckpointError(
             f"{path} is corrupt or cut short: {error}.", hint="Copy or download the file again."
         ) from error
-    expected = model.state_dict()
-    problems = [f"{key} is missing" for key in expected.keys() - state.keys()]
-    problems += [f"{key} belongs to no part of the model" for key in state.keys() - expected.keys()]
-    problems += [
-        f"{key} has shape {tuple(state[key].shape)}, expected {tuple(expected[key].shape)}"
-        for key in expected.keys() & state.keys()
-        if state[key].shape != expected[key].shape
-    ]
+    problems = differences(model.state_dict(), state)
     if problems:
-        shown = "; ".join(sorted(problems)[:5])
         raise CheckpointError(
-            f"{path} does not fit its configuration: {shown} ({len(problems)} in all).",
+            f"{path} does not fit its configuration: {'; '.join(problems[:5])} ({len(problems)} in all).",
             hint="The weights and config.json must come from the same policy.",
         )
     model.load_state_dict(state)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -142,6 +142,10 @@ class VLAConfig(_Strict):
     def num_visual_tokens(self) -> int:
         """Tokens the language model gets for one look."""
         return self.num_images * (self.vision.grid // self.patch_merge) ** 2
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values by name; peft reads a model's configuration through this."""
+        return self.model_dump()
 
     @model_validator(mode="after")
     def _check(self) -> VLAConfig:

@@ -1,0 +1,75 @@
+"""Folders that are replaced as a whole or not at all, and tensors that fit or do not."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+
+from vlacoach.errors import CheckpointError
+
+
+@contextmanager
+def replaced_folder(target: Path, what: str) -> Iterator[Path]:
+    """Give an empty folder to write to, and put it in the place of ``target`` once everything is written.
+
+    Args:
+        target: The destination; may exist.
+        what: Named in the error, for example ``"policy"``.
+
+    Yields:
+        A folder beside ``target``. If the body or the exchange fails it is removed, and ``target`` is what it was.
+
+    Raises:
+        CheckpointError: Writing failed (disk full, no permission).
+    """
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as scratch:
+            fresh, aside = Path(scratch) / "new", Path(scratch) / "old"
+            fresh.mkdir()
+            yield fresh
+            _exchange(target, fresh, aside)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"The {what} could not be written to {target}: {error}.",
+            hint="Check free disk space and permissions; what was there before is unchanged.",
+        ) from error
+
+
+def differences(expected: Mapping[str, torch.Tensor], found: Mapping[str, torch.Tensor]) -> list[str]:
+    """What keeps ``found`` from being loaded in the place of ``expected``.
+
+    Args:
+        expected: Tensors of the model, by key.
+        found: Tensors of the file, by key.
+
+    Returns:
+        A sentence for each missing, surplus, or differently shaped tensor, sorted; empty if nothing is wrong.
+    """
+    problems = [f"{key} is missing" for key in expected.keys() - found.keys()]
+    problems += [f"{key} belongs to no part of the model" for key in found.keys() - expected.keys()]
+    problems += [
+        f"{key} has shape {tuple(found[key].shape)}, expected {tuple(expected[key].shape)}"
+        for key in expected.keys() & found.keys()
+        if found[key].shape != expected[key].shape
+    ]
+    return sorted(problems)
+
+
+def _exchange(target: Path, fresh: Path, aside: Path) -> None:
+    if target.exists():
+        os.rename(target, aside)
+    try:
+        os.rename(fresh, target)
+    except OSError:
+        if aside.exists():
+            os.rename(aside, target)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)

@@ -1,0 +1,205 @@
+"""LoRA on the language model (Hu et al., 2021), by peft: attach, switch off, store, load, merge.
+
+The vision tower stays frozen, so the features of a rollout serve every step of the update.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+
+from vlacoach.errors import CheckpointError, ConfigError
+from vlacoach.policies.folders import differences, replaced_folder
+from vlacoach.policies.policy import VLAPolicy
+
+LANGUAGE_LINEAR = r"language_model\.model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)"
+"""The linear layers that get an adapter, as a pattern over module names."""
+
+PROJECTOR_LINEAR = r"projector\.fc\d"
+"""The projector's, on request."""
+
+_FILES = ("adapter_config.json", "adapter_model.safetensors")
+
+
+def add_lora(
+    policy: VLAPolicy,
+    rank: int = 16,
+    alpha: float = 32,
+    dropout: float = 0.0,
+    projector: bool = False,
+    seed: int = 0,
+) -> VLAPolicy:
+    """Freeze the policy and attach a trainable adapter that changes nothing at first (B = 0).
+
+    Args:
+        policy: Changed in place.
+        rank: Rank r of the two factors.
+        alpha: Numerator of the scale alpha / r.
+        dropout: On the adapter's input. Above 0 the first ratio of an update is no longer 1 in training mode.
+        projector: Adapt the projector too.
+        seed: Of the factors A; torch's global random state is left as it was.
+
+    Returns:
+        The policy.
+
+    Raises:
+        ConfigError: An adapter is attached already, or ``rank`` is not positive.
+    """
+    _require_no_adapter(policy)
+    if rank < 1:
+        raise ConfigError(f"The LoRA rank must be at least 1, not {rank}.")
+    pattern = f"({LANGUAGE_LINEAR}|{PROJECTOR_LINEAR})" if projector else LANGUAGE_LINEAR
+    config = LoraConfig(
+        r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=pattern, bias="none", init_lora_weights=True
+    )
+    policy.model.requires_grad_(False)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        policy.adapter = get_peft_model(policy.model, config)
+    config.base_model_name_or_path = policy.name
+    policy.model.eval()
+    return policy
+
+
+def train_language_model(policy: VLAPolicy) -> VLAPolicy:
+    """Full fine-tuning: make the language model's own weights trainable, and nothing else.
+
+    Args:
+        policy: Changed in place; must have no adapter.
+
+    Returns:
+        The policy.
+    """
+    _require_no_adapter(policy)
+    policy.model.requires_grad_(False)
+    policy.model.language_model.requires_grad_(True)
+    return policy
+
+
+def trainable_parameters(policy: VLAPolicy) -> dict[str, nn.Parameter]:
+    """Parameters that an optimizer may change, by their name in the model; the order is that of the model."""
+    return {name: value for name, value in policy.model.named_parameters() if value.requires_grad}
+
+
+@contextmanager
+def reference(policy: VLAPolicy) -> Iterator[VLAPolicy]:
+    """The policy as it was before training: the same weights with the adapter switched off.
+
+    Args:
+        policy: Has an adapter.
+
+    Yields:
+        The policy, which acts without its adapter until the context ends.
+
+    Raises:
+        ConfigError: There is no adapter: full fine-tuning changes the weights themselves and keeps no reference.
+    """
+    if policy.adapter is None:
+        raise ConfigError(
+            "There is no reference policy without a LoRA adapter.",
+            hint="Set the KL coefficient to 0 for full fine-tuning, or train a LoRA.",
+        )
+    with policy.adapter.disable_adapter():
+        yield policy
+
+
+def save_adapter(policy: VLAPolicy, folder: Path | str) -> Path:
+    """Write the adapter in peft's format (``adapter_config.json``, ``adapter_model.safetensors``).
+
+    Args:
+        policy: Has an adapter.
+        folder: Replaced as a whole, or left as it was if writing fails.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ConfigError: There is no adapter.
+        CheckpointError: The folder cannot be written.
+    """
+    if policy.adapter is None:
+        raise ConfigError("There is no adapter to save.", hint="After full fine-tuning call policy.save instead.")
+    target = Path(folder)
+    with replaced_folder(target, "adapter") as fresh:
+        # False: "auto" would ask the Hub whether the base model's vocabulary changed.
+        policy.adapter.save_pretrained(str(fresh), safe_serialization=True, save_embedding_layers=False)
+    return target
+
+
+def load_adapter(policy: VLAPolicy, folder: Path | str, trainable: bool = True) -> VLAPolicy:
+    """Attach a stored adapter, or put its weights in the place of the one that is attached.
+
+    Args:
+        policy: The base the adapter was trained on; changed in place.
+        folder: As written by :func:`save_adapter`, or any peft LoRA folder for this model.
+        trainable: Whether training goes on.
+
+    Returns:
+        The policy.
+
+    Raises:
+        CheckpointError: The folder is incomplete, corrupt, or made for other shapes.
+    """
+    source = Path(folder)
+    for name in _FILES:
+        if not (source / name).is_file():
+            raise CheckpointError(f"{source / name} is missing.", hint="An adapter's folder holds both files.")
+    try:
+        config, state = PeftConfig.from_pretrained(str(source)), load_file(source / _FILES[1])
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise CheckpointError(f"{source} is not a peft adapter: {error}", hint="Copy the folder again.") from error
+    _detach(policy)
+    policy.model.requires_grad_(False)
+    base_name, config.base_model_name_or_path = config.base_model_name_or_path, None
+    config.inference_mode = not trainable
+    policy.adapter = get_peft_model(policy.model, config)
+    config.base_model_name_or_path = base_name
+    problems = differences(get_peft_model_state_dict(policy.adapter, save_embedding_layers=False), state)
+    if problems:
+        _detach(policy)
+        raise CheckpointError(
+            f"{source} does not fit policy {policy.name!r}: {'; '.join(problems[:5])} ({len(problems)} in all).",
+            hint="Load it onto the policy it was trained on (adapter_config.json names it).",
+        )
+    set_peft_model_state_dict(policy.adapter, state)
+    policy.model.eval()
+    return policy
+
+
+def merge_lora(policy: VLAPolicy) -> VLAPolicy:
+    """Add the adapter to the weights and drop it, so that :meth:`VLAPolicy.save` stores what was learned.
+
+    Args:
+        policy: Changed in place; all its parameters are frozen afterwards.
+
+    Returns:
+        The policy.
+
+    Raises:
+        ConfigError: There is no adapter.
+    """
+    if policy.adapter is None:
+        raise ConfigError("There is no adapter to merge.")
+    policy.model = policy.adapter.merge_and_unload().requires_grad_(False)
+    policy.adapter = None
+    return policy
+
+
+def _detach(policy: VLAPolicy) -> None:
+    if policy.adapter is not None:
+        policy.model = policy.adapter.unload()
+        policy.adapter = None
+
+
+def _require_no_adapter(policy: VLAPolicy) -> None:
+    if policy.adapter is not None:
+        raise ConfigError(
+            f"Policy {policy.name!r} already has an adapter.", hint="Call merge_lora first, or load the policy anew."
+        )
