@@ -1,0 +1,1 @@
+"""Training and evaluation: the only room that knows policies, environments and rewards."""

@@ -25,9 +25,7 @@ from torch import Tensor
 
 from vlacoach.errors import ConfigError, NonFiniteError, UnknownNameError, VlacoachError
 
-Reduction: TypeAlias = Literal[
-    "token-mean", "seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm"
-]
+Reduction: TypeAlias = Literal["token-mean", "seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm"]
 """How token losses become one number; see :func:`reduce_tokens`."""
 
 Array: TypeAlias = Any
@@ -176,8 +174,7 @@ def token_mask(executed: Array, chunk: int = 8, action_dim: int = 7) -> Tensor:
     counts = torch.as_tensor(executed)
     if counts.numel() and (int(counts.min()) < 0 or int(counts.max()) > chunk):
         raise VlacoachError(
-            f"Executed actions per chunk must lie in 0..{chunk}, "
-            f"got {int(counts.min())}..{int(counts.max())}."
+            f"Executed actions per chunk must lie in 0..{chunk}, got {int(counts.min())}..{int(counts.max())}."
         )
     position = torch.arange(chunk * action_dim, device=counts.device)
     mask: Tensor = position < action_dim * counts[..., None]
@@ -304,9 +301,7 @@ def reduce_tokens(values: Tensor, mask: Tensor, reduction: Reduction) -> Tensor:
     raise UnknownNameError("reduction", reduction, get_args(Reduction))
 
 
-def _ratio_stats(
-    log_ratio: Tensor, ratio: Tensor, clipped: Tensor, over: Tensor, keep: Tensor
-) -> dict[str, float]:
+def _ratio_stats(log_ratio: Tensor, ratio: Tensor, clipped: Tensor, over: Tensor, keep: Tensor) -> dict[str, float]:
     # One transfer to the host for all of them: each .item() would wait for the device.
     rows = torch.stack([clipped.float(), over.float(), -log_ratio.float(), ratio.float()])
     means = _masked(rows, keep).sum((-2, -1)) / (keep.sum() + _COUNT_EPS)

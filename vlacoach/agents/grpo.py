@@ -1,0 +1,439 @@
+"""Group relative policy optimization of a vision-language-action model.
+
+Papers: GRPO (Shao et al., arXiv 2402.03300), SRPO (arXiv 2511.15605) for the reward of failures, DAPO (Yu et al.,
+arXiv 2503.14476) for the asymmetric clip and dynamic sampling, Dr. GRPO (Liu et al., arXiv 2503.20783) as an option.
+
+What is done, once an update: draw prompts (a task and an initial state each), play ``group_size`` episodes of each,
+score the trajectories, keep the groups that say something, compare each trajectory with its siblings, and take a few
+clipped gradient steps on the language model's LoRA.
+
+What differs from the papers: the objective is the mean over trajectories of the mean over their tokens, which is
+what SRPO's code computes; log-probabilities are those recorded when the tokens were sampled, not recomputed; the
+vision tower is frozen, and the features of the rollout serve reward and update; a KL term is there but off.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vlacoach.agents.objectives import (
+    clipped_loss,
+    group_advantage,
+    informative_groups,
+    kl_penalty,
+    require_finite,
+    token_mask,
+)
+from vlacoach.agents.prompts import PromptSampler
+from vlacoach.agents.rollout import ChunkEnvs, Job, collect
+from vlacoach.agents.seeding import Stream, derived_seed, numpy_generator, torch_generator
+from vlacoach.errors import VlacoachError
+from vlacoach.policies import lora
+from vlacoach.policies.log_prob import action_log_prob
+from vlacoach.policies.policy import VLAPolicy
+from vlacoach.rewards.metrics import auroc
+from vlacoach.rewards.scorers import Scorer
+from vlacoach.rewards.trajectory import Trajectory
+from vlacoach.runs import constants as names
+from vlacoach.runs.config import TrainConfig
+from vlacoach.runs.folder import RunFolder
+from vlacoach.runs.reporting import NullReporter, Reporter
+from vlacoach.runs.state import load_tree, save_tree
+
+__all__ = [
+    "GRPOAgent",
+    "clipped_loss",
+    "group_advantage",
+    "informative_groups",
+    "kl_penalty",
+    "token_mask",
+]
+
+RATIO_TOLERANCE = 1e-2
+"""How far the first probability ratio of an update may be from 1 before training stops: it is 1 up to rounding,
+unless something else than what acted is being trained (invariant 2)."""
+
+
+class GRPOAgent:
+    """Trains a policy by reinforcement learning.
+
+    Args:
+        policy: The policy; given a LoRA adapter (or ``policy.full``) here, unless it has one.
+        envs: Vector environment with the policy's chunk size and ``AutoresetMode.DISABLED``.
+        scorer: Scores trajectories; trained on the rollouts where it learns.
+        config: Everything that decides the result.
+        folder: Where metrics, episodes and checkpoints go; None keeps nothing.
+        reporter: Shows progress.
+
+    Attributes:
+        update: Updates done.
+    """
+
+    def __init__(
+        self,
+        policy: VLAPolicy,
+        envs: ChunkEnvs,
+        scorer: Scorer,
+        config: TrainConfig | None = None,
+        folder: RunFolder | None = None,
+        reporter: Reporter | None = None,
+    ) -> None:
+        self.policy = policy
+        self.envs = envs
+        self.scorer = scorer
+        self.config = config or TrainConfig()
+        self.folder = folder
+        self.reporter = reporter or NullReporter()
+        self.update = 0
+        settings, num_tasks = self.config.policy, len(envs.suite.tasks) if hasattr(envs, "suite") else 1
+        if settings.full:
+            lora.train_language_model(policy)
+        elif policy.adapter is None:
+            lora.add_lora(
+                policy,
+                settings.lora_rank,
+                settings.lora_alpha,
+                settings.lora_dropout,
+                seed=derived_seed(self.config.seed, Stream.ADAPTER),
+            )
+        self.parameters = list(lora.trainable_parameters(policy).values())
+        grpo = self.config.grpo
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, lr=grpo.learning_rate, betas=(0.9, 0.99), weight_decay=grpo.weight_decay
+        )
+        tasks = range(num_tasks) if self.config.env.tasks is None else self.config.env.tasks
+        self.prompts = PromptSampler(tuple(tasks), self.config.env.states, self.config.seed)
+        self._seconds: dict[str, float] = {}
+
+    def learn(self, updates: int | None = None) -> None:
+        """Train until ``updates`` updates are done in all; None for the configuration's number.
+
+        Raises:
+            NonFiniteError: A loss, gradient, embedding, or weight is NaN or infinite.
+        """
+        for _ in range(self.update, updates or self.config.grpo.updates):
+            self.learn_once()
+
+    def learn_once(self) -> dict[str, float]:
+        """One update: rollout, reward, filter, advantage, gradient steps, log; returns its metrics."""
+        self._seconds = {}
+        with self._stage(names.STAGE_ROLLOUT):
+            trajectories = self.rollout()
+        with self._stage(names.STAGE_REWARD):
+            fit = self.fit_scorer(trajectories)
+            reward = self.reward(trajectories)
+        with self._stage(names.STAGE_ADVANTAGE):
+            kept = self.informative(trajectories, reward)
+            advantage = self.advantage(trajectories, reward)
+        with self._stage(names.STAGE_UPDATE):
+            stats = self.improve([trajectories[i] for i in kept], advantage[kept])
+        self.update += 1
+        metrics = {**_rollout_metrics(trajectories, reward, kept), **fit, **stats}
+        metrics |= {names.TIME_PREFIX + stage: seconds for stage, seconds in self._seconds.items()}
+        metrics[names.TIME_TOTAL] = sum(self._seconds.values())
+        self._log(trajectories, reward, metrics)
+        return metrics
+
+    # The stages of an update
+
+    def rollout(self) -> list[Trajectory]:
+        """Play ``group_size`` episodes of each of the next prompts."""
+        grpo = self.config.grpo
+        prompts = self.prompts.draw(self.update * grpo.prompts, grpo.prompts)
+        jobs = [
+            Job(
+                slot=group * grpo.group_size + sample,
+                group=group,
+                prompt=prompt,
+                generator=torch_generator(self.config.seed, Stream.ROLLOUT, self.update, group, sample),
+            )
+            for group, prompt in enumerate(prompts)
+            for sample in range(grpo.group_size)
+        ]
+        self.reporter.stage(names.STAGE_ROLLOUT, len(jobs))
+        won = played = 0
+
+        def show(trajectory: Trajectory) -> None:
+            nonlocal won, played
+            won, played = won + trajectory.success, played + 1
+            self.reporter.advance(1, success=won / played)
+
+        def beat() -> None:
+            if self.folder is not None:
+                self.folder.beat(names.STAGE_ROLLOUT, played, len(jobs))
+
+        return collect(self.policy, self.envs, jobs, grpo.temperature, on_episode=show, on_look=beat)
+
+    def fit_scorer(self, trajectories: Sequence[Trajectory]) -> dict[str, float]:
+        """Train a scorer that learns: as soon as there is a success to learn from, and at intervals after that."""
+        every = self.config.reward.refit_every
+        due = not self.scorer.fitted or (every > 0 and self.update % every == 0)
+        if not due or not self.scorer.can_fit(trajectories):
+            return {}
+        fit = self.scorer.fit(trajectories, seed=derived_seed(self.config.seed, Stream.SCORER, self.update))
+        return {f"scorer/{key}": value for key, value in fit.items()}
+
+    def reward(self, trajectories: Sequence[Trajectory]) -> NDArray[np.float64]:
+        """(B,) scores. While a scorer that learns has seen no success, outcomes are all there is: all failures."""
+        if not self.scorer.fitted:
+            return np.array([float(t.success and t.valid) for t in trajectories])
+        return self.scorer.rewards(trajectories)
+
+    def informative(self, trajectories: Sequence[Trajectory], reward: NDArray[np.float64]) -> list[int]:
+        """Rows to learn from: valid, in a group whose success rate lies between the filter's bounds.
+
+        With ``keep_graded``, a group that failed throughout stays if its rewards differ.
+        """
+        grpo = self.config.grpo
+        valid = [i for i, trajectory in enumerate(trajectories) if trajectory.valid and trajectory.length > 0]
+        group = np.array([trajectories[i].group for i in valid], dtype=np.int64)
+        success = np.array([trajectories[i].success for i in valid], dtype=np.bool_)
+        length = np.array([trajectories[i].length for i in valid], dtype=np.int64)
+        keep = informative_groups(success, length, group, grpo.filter_low, grpo.filter_high).numpy()
+        if grpo.keep_graded:
+            for number in np.unique(group):
+                rows = group == number
+                if not success[rows].any() and np.ptp(reward[valid][rows]) > 0:
+                    keep[rows] = True
+        return [row for row, kept in zip(valid, keep, strict=True) if kept]
+
+    def advantage(self, trajectories: Sequence[Trajectory], reward: NDArray[np.float64]) -> NDArray[np.float32]:
+        """(B,) advantages within each group of valid trajectories; 0 for the others."""
+        advantage = np.zeros(len(trajectories), dtype=np.float32)
+        valid = [i for i, trajectory in enumerate(trajectories) if trajectory.valid]
+        if valid:
+            group = [trajectories[i].group for i in valid]
+            normalize = self.config.grpo.normalize_std
+            advantage[valid] = group_advantage(reward[valid], group, normalize, lone_score=False).numpy()
+        return advantage
+
+    def improve(self, trajectories: Sequence[Trajectory], advantage: NDArray[np.float32]) -> dict[str, float]:
+        """Gradient steps on the trajectories, in mini-batches drawn anew each epoch; returns their mean statistics."""
+        grpo = self.config.grpo
+        rate = grpo.learning_rate * min(1.0, (self.update + 1) / (grpo.warmup_updates + 1))
+        for parameter_group in self.optimizer.param_groups:
+            parameter_group["lr"] = rate
+        history: list[dict[str, float]] = []
+        if trajectories:
+            self.reporter.stage(names.STAGE_UPDATE, grpo.epochs * len(trajectories))
+        for epoch in range(grpo.epochs):
+            generator = numpy_generator(self.config.seed, Stream.MINIBATCHES, self.update, epoch)
+            order = generator.permutation(len(trajectories))
+            for rows in np.array_split(order, min(grpo.minibatches, max(1, len(trajectories)))):
+                if not len(rows):
+                    continue
+                history.append(self._step([trajectories[i] for i in rows], advantage[rows], first=not history))
+            if grpo.target_kl is not None and history and history[-1][names.TRAIN_KL] > grpo.target_kl:
+                break
+        stats = {key: float(np.mean([step[key] for step in history])) for key in (history[0] if history else {})}
+        if history:
+            stats[names.TRAIN_RATIO_FIRST] = history[0]["train/ratio_mean"]
+        return {**stats, names.TRAIN_LEARNING_RATE: rate, "train/steps": float(len(history))}
+
+    def _step(
+        self, trajectories: Sequence[Trajectory], advantage: NDArray[np.float32], first: bool
+    ) -> dict[str, float]:
+        """One optimizer step, its gradient accumulated over micro-batches of whole trajectories."""
+        grpo = self.config.grpo
+        self.optimizer.zero_grad(set_to_none=True)
+        tokens = sum(trajectory.length for trajectory in trajectories)
+        total: dict[str, float] = {}
+        for rows in micro_batches([t.num_looks for t in trajectories], grpo.micro_batch):
+            part = [trajectories[i] for i in rows]
+            share = len(part) / len(trajectories)
+            if grpo.reduction == "token-mean":
+                share = sum(trajectory.length for trajectory in part) / tokens
+            loss, stats = self.loss(part, torch.from_numpy(advantage[rows]))
+            if first and abs(stats["ratio_mean"] - 1.0) > RATIO_TOLERANCE:
+                ratio = stats["ratio_mean"]
+                raise VlacoachError(
+                    f"The first probability ratio of update {self.update + 1} is {ratio:.4f} instead of 1.",
+                    "What is being trained is not what acted: is dropout on, or was the policy changed?",
+                )
+            require_finite("The loss", loss)
+            torch.autograd.backward(loss * share)
+            for key, value in {"loss": loss.item(), **stats}.items():
+                total[f"train/{key}"] = total.get(f"train/{key}", 0.0) + share * value
+            self.reporter.advance(len(part))
+            if self.folder is not None:
+                self.folder.beat(names.STAGE_UPDATE)
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, grpo.max_grad_norm)
+        require_finite("The gradient's norm", norm)
+        self.optimizer.step()
+        return {**total, names.TRAIN_GRADIENT_NORM: float(norm)}
+
+    def loss(self, trajectories: Sequence[Trajectory], advantage: Tensor) -> tuple[Tensor, dict[str, float]]:
+        """Clipped loss of whole trajectories on their stored features and tokens.
+
+        Args:
+            trajectories: B trajectories.
+            advantage: (B,) float32.
+
+        Returns:
+            The scalar loss, and statistics over the executed tokens.
+        """
+        grpo = self.config.grpo
+        batch = pad_tokens(trajectories, self.policy.chunk_size, self.policy.action_dim)
+        log_prob, entropy = self.log_prob(trajectories)
+        loss, stats = clipped_loss(
+            batch.scatter(log_prob),
+            batch.scatter(torch.cat([t.log_prob for t in trajectories]).to(log_prob.device)),
+            advantage,
+            batch.mask,
+            grpo.clip_low,
+            grpo.clip_high,
+            grpo.dual_clip,
+            grpo.reduction,
+        )
+        stats["entropy"] = float(batch.scatter(entropy.detach())[batch.mask].mean())
+        if grpo.kl_coefficient > 0:
+            with lora.reference(self.policy), torch.no_grad():
+                reference, _ = self.log_prob(trajectories)
+            divergence = kl_penalty(batch.scatter(log_prob), batch.scatter(reference), batch.mask, grpo.reduction)
+            stats["reference_kl"] = divergence.item()
+            loss = loss + grpo.kl_coefficient * divergence
+        return loss, stats
+
+    def log_prob(self, trajectories: Sequence[Trajectory]) -> tuple[Tensor, Tensor]:
+        """Log-probabilities and entropies (sum of T, tokens a chunk) of the stored tokens under the current policy."""
+        features = torch.cat([t.features for t in trajectories])
+        instructions = [t.instruction for t in trajectories for _ in range(t.num_looks)]
+        proprio = torch.cat([t.proprio for t in trajectories])
+        logits = self.policy.logits(features, instructions, proprio)
+        tokens = torch.cat([t.tokens for t in trajectories]).to(logits.device)
+        return action_log_prob(logits, tokens, self.config.grpo.temperature)
+
+    # Logging, saving, loading
+
+    @contextmanager
+    def _stage(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        if self.folder is not None:
+            self.folder.log_event("stage", stage=name, update=self.update + 1)
+            self.folder.beat(name)
+        yield
+        self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - start
+
+    def _log(self, trajectories: Sequence[Trajectory], reward: NDArray[np.float64], metrics: dict[str, float]) -> None:
+        self.reporter.update(metrics, self.update, self.config.grpo.updates)
+        if self.folder is None:
+            return
+        self.folder.log_metrics(self.update, metrics)
+        for trajectory, score in zip(trajectories, reward, strict=True):
+            self.folder.log_episode(
+                self.update,
+                task=trajectory.task,
+                init_state=trajectory.init_state,
+                group=trajectory.group,
+                slot=trajectory.slot,
+                success=trajectory.success,
+                valid=trajectory.valid,
+                length=trajectory.length,
+                reward=round(float(score), 6),
+            )
+
+    def save(self, folder: Path) -> None:
+        """Write adapter (or weights), scorer and training state into a checkpoint's folder."""
+        if self.policy.adapter is not None:
+            lora.save_adapter(self.policy, folder / names.ADAPTER_FOLDER)
+        else:
+            self.policy.save(folder / "policy")
+        self.scorer.save(folder / names.SCORER_FOLDER)
+        state = {"update": self.update, "optimizer": self.optimizer.state_dict()}
+        save_tree(folder / names.TRAINING_STATE_FOLDER, state)
+
+    def load(self, folder: Path) -> None:
+        """Go on from what :meth:`save` wrote.
+
+        Raises:
+            CheckpointError: Something in it is missing, corrupt, or does not fit.
+        """
+        if self.policy.adapter is not None:
+            lora.load_adapter(self.policy, folder / names.ADAPTER_FOLDER)
+        else:
+            from vlacoach.policies.checkpoint import load_policy
+
+            stored = load_policy(folder / "policy")
+            self.policy.model.load_state_dict(stored.model.state_dict())
+        self.scorer.load(folder / names.SCORER_FOLDER)
+        state = load_tree(folder / names.TRAINING_STATE_FOLDER)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.update = int(state["update"])
+
+
+class PaddedTokens:
+    """Tokens of trajectories of different lengths, laid out as rows.
+
+    Attributes:
+        mask: (B, L) bool, True where a token's action was executed; L is that of the longest trajectory.
+    """
+
+    def __init__(self, looks: Sequence[int], executed: Tensor, chunk: int, action_dim: int) -> None:
+        self._looks = list(looks)
+        self._place = torch.cat([row * max(looks) + torch.arange(count) for row, count in enumerate(looks)])
+        padded = torch.zeros(len(looks) * max(looks), dtype=torch.int64)
+        padded[self._place] = executed
+        self.mask = token_mask(padded.view(len(looks), max(looks)), chunk, action_dim)
+
+    def scatter(self, values: Tensor) -> Tensor:
+        """(sum of T, tokens a chunk) to (B, L), zero where there is no look."""
+        rows, width = len(self._looks), max(self._looks)
+        padded = values.new_zeros(rows * width, values.shape[-1])
+        return padded.index_copy(0, self._place.to(values.device), values).view(rows, -1)
+
+
+def pad_tokens(trajectories: Sequence[Trajectory], chunk: int, action_dim: int) -> PaddedTokens:
+    """Layout and mask of the trajectories' tokens."""
+    executed = torch.cat([trajectory.executed for trajectory in trajectories])
+    return PaddedTokens([trajectory.num_looks for trajectory in trajectories], executed, chunk, action_dim)
+
+
+def micro_batches(looks: Sequence[int], limit: int) -> list[list[int]]:
+    """Split rows into runs of whole trajectories of at most ``limit`` looks (one that is longer stands alone)."""
+    parts: list[list[int]] = []
+    load = limit + 1
+    for row, count in enumerate(looks):
+        if load + count > limit:
+            parts.append([])
+            load = 0
+        parts[-1].append(row)
+        load += count
+    return parts
+
+
+def _rollout_metrics(
+    trajectories: Sequence[Trajectory], reward: NDArray[np.float64], kept: Sequence[int]
+) -> dict[str, float]:
+    valid = [i for i, trajectory in enumerate(trajectories) if trajectory.valid]
+    success = np.array([trajectories[i].success for i in valid], dtype=np.bool_)
+    groups: dict[int, list[bool]] = {}
+    for i in valid:
+        groups.setdefault(trajectories[i].group, []).append(trajectories[i].success)
+    metrics = {
+        names.ROLLOUT_SUCCESS: float(success.mean()) if valid else 0.0,
+        names.ROLLOUT_EPISODES: float(len(valid)),
+        "rollout/invalid": float(len(trajectories) - len(valid)),
+        names.ROLLOUT_LENGTH: float(np.mean([trajectories[i].length for i in valid])) if valid else 0.0,
+        names.ROLLOUT_ENV_STEPS: float(sum(trajectory.length for trajectory in trajectories)),
+        names.ROLLOUT_GROUPS: float(len(groups)),
+        names.ROLLOUT_GROUPS_KEPT: float(len({trajectories[i].group for i in kept})),
+        names.ROLLOUT_GROUPS_FAILED: float(sum(not any(group) for group in groups.values())),
+        names.ROLLOUT_GROUPS_SOLVED: float(sum(all(group) for group in groups.values())),
+        names.REWARD_MEAN: float(reward[valid].mean()) if valid else 0.0,
+    }
+    if valid and not success.all():
+        metrics[names.REWARD_FAILURE_MEAN] = float(reward[valid][~success].mean())
+    if valid and 0 < success.sum() < len(success):
+        metrics[names.REWARD_AUROC] = auroc(reward[valid], success)
+    for task in sorted({trajectories[i].task for i in valid}):
+        outcomes = [trajectories[i].success for i in valid if trajectories[i].task == task]
+        metrics[f"rollout/success/{task}"] = float(np.mean(outcomes))
+    return metrics

@@ -1,0 +1,55 @@
+"""Which task and initial state is rolled out next."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from vlacoach.agents.seeding import Stream, numpy_generator
+from vlacoach.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What a group of episodes has in common.
+
+    Attributes:
+        task: Index of the task in the suite.
+        init_state: Index of the official initial state, 0 to 49.
+    """
+
+    task: int
+    init_state: int
+
+
+class PromptSampler:
+    """Deals (task, initial state) pairs without repetition until all were dealt, and then anew.
+
+    Tasks take turns, in an order drawn anew each round, so every update has each task as often as the others to
+    within one; each task goes through its states in an order of its own. The n-th prompt is a function of the seed
+    and n alone: nothing needs saving to resume.
+
+    Args:
+        tasks: Indices of the tasks.
+        states: Indices of the initial states.
+        seed: Seed of the order.
+    """
+
+    def __init__(self, tasks: Sequence[int], states: Sequence[int], seed: int) -> None:
+        if not tasks or not states:
+            raise ConfigError("There is no task or no initial state to train on.", "Give at least one of each.")
+        self.tasks = tuple(tasks)
+        self.states = tuple(states)
+        self._seed = seed
+
+    def draw(self, start: int, count: int) -> list[Prompt]:
+        """Prompts number ``start`` to ``start + count - 1``."""
+        return [self._prompt(number) for number in range(start, start + count)]
+
+    def _prompt(self, number: int) -> Prompt:
+        turn, place = divmod(number, len(self.tasks))
+        order = numpy_generator(self._seed, Stream.PROMPTS, 0, turn).permutation(len(self.tasks))
+        which = int(order[place])
+        epoch, position = divmod(turn, len(self.states))
+        states = numpy_generator(self._seed, Stream.PROMPTS, 1, which, epoch).permutation(len(self.states))
+        return Prompt(self.tasks[which], self.states[int(states[position])])
