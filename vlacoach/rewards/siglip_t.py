@@ -5,14 +5,15 @@ from then on, is what a failure that got this far looks like. So for such prefix
 the task's (other) complete successes should be an affine function of the remaining progress 1 - p: the first
 term is one minus their correlation, which, like the reward, does not depend on scale or shift. Real failures,
 whose progress is unknown, should only lie beyond the complete successes: the second term is a soft ranking
-loss. Holds of random length keep the number of looks from telling prefixes apart.
+loss. Holds of random length keep the number of looks from telling prefixes apart. In training, each
+trajectory is also shifted as a whole by noise, as another initial state would shift it: without that, the MLP
+learns the scenes of its batch by heart and ranks the failures of the next one worse.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,14 +22,13 @@ import torch
 from torch import Tensor, nn
 
 from vlacoach.errors import CheckpointError, ConfigError, NonFiniteError, VlacoachError
+from vlacoach.rewards.progress import Draw, Looks, centers_without, correlation_of, distances, draw_prefixes
 from vlacoach.rewards.scorers import HasFeatures, Scorer, SiglipScorer, finite_embedding, look_features
 from vlacoach.rewards.temporal import Fusion, Pooling, TemporalFusion
 from vlacoach.rewards.trajectory import Trajectory
 
-# Per optimizer step: a correlation needs a handful of prefixes, and more tasks cost time, not accuracy.
+# Per optimizer step; more tasks cost time, not accuracy.
 _TASKS_PER_STEP = 4
-_PREFIXES_PER_TASK = 16
-_FAILURES_PER_TASK = 16
 _FAILURE_WEIGHT = 0.5
 _TINY = 1e-8
 
@@ -45,6 +45,7 @@ def make_siglip_t(
     steps: int = 100,
     learning_rate: float = 3e-3,
     weight_decay: float = 1e-2,
+    jitter: float = 0.6,
     rule: Mapping[str, Any] | None = None,
 ) -> Scorer:
     """Build the SigLIP-T scorer, or with ``temporal=False`` its ablation, which is the ``siglip`` scorer.
@@ -61,6 +62,7 @@ def make_siglip_t(
         steps: Optimizer steps of each fit.
         learning_rate: Of AdamW.
         weight_decay: Of AdamW.
+        jitter: Noise added in training, in standard deviations of the features.
         rule: Constants of the self-referential rule.
 
     Raises:
@@ -82,33 +84,9 @@ def make_siglip_t(
         steps=steps,
         learning_rate=learning_rate,
         weight_decay=weight_decay,
+        jitter=jitter,
         rule=rule,
     )
-
-
-@dataclass(frozen=True)
-class _Looks:
-    """Standardized looks of many trajectories, end to end.
-
-    Attributes:
-        flat: (sum of T_i, D).
-        start: (N,) first row of each trajectory.
-        length: (N,) looks of each.
-        success: (N,) bool.
-        tasks: For each task that can be trained on, the numbers of its successes and of its failures.
-    """
-
-    flat: Tensor
-    start: Tensor
-    length: Tensor
-    success: Tensor
-    tasks: tuple[tuple[Tensor, Tensor], ...]
-
-    def gather(self, which: Tensor, stop: Tensor, length: Tensor) -> Tensor:
-        """Take trajectories up to look ``stop`` and hold it; (n, max(length), D)."""
-        position = torch.arange(int(length.max()))
-        row = self.start[which, None] + torch.minimum(position[None], stop[:, None])
-        return self.flat[row]
 
 
 class SiglipTScorer(SiglipScorer):
@@ -126,6 +104,7 @@ class SiglipTScorer(SiglipScorer):
         steps: Optimizer steps of each fit.
         learning_rate: Of AdamW.
         weight_decay: Of AdamW.
+        jitter: Noise added in training, in standard deviations of the features.
         rule: Constants of the self-referential rule.
     """
 
@@ -141,6 +120,7 @@ class SiglipTScorer(SiglipScorer):
         steps: int = 100,
         learning_rate: float = 3e-3,
         weight_decay: float = 1e-2,
+        jitter: float = 0.6,
         rule: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(pooling=pooling, pooling_k=pooling_k, rule=rule)
@@ -148,6 +128,7 @@ class SiglipTScorer(SiglipScorer):
         self.steps = steps
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
+        self.jitter = jitter
         self.fusion = TemporalFusion(feature_dim, fusion, bottleneck, torch.Generator().manual_seed(0))
         self.feature_mean = torch.zeros(feature_dim)
         self.feature_std = torch.ones(feature_dim)
@@ -229,6 +210,7 @@ class SiglipTScorer(SiglipScorer):
             "steps": self.steps,
             "learning_rate": self.learning_rate,
             "weight_decay": self.weight_decay,
+            "jitter": self.jitter,
         }
 
     def tensors(self) -> dict[str, Tensor]:
@@ -265,7 +247,7 @@ class SiglipTScorer(SiglipScorer):
             )
         return looks
 
-    def _collect(self, trajectories: Sequence[Trajectory]) -> _Looks:
+    def _collect(self, trajectories: Sequence[Trajectory]) -> Looks:
         taught = {one.task for one in trajectories if _teaches_progress(one)}
         used = [one for one in trajectories if one.valid and one.task in taught]
         looks = [self._look_features(one) for one in used]
@@ -280,7 +262,7 @@ class SiglipTScorer(SiglipScorer):
         for row, one in enumerate(used):
             if _teaches_progress(one) or not one.success:
                 rows[one.task][0 if one.success else 1].append(row)
-        return _Looks(
+        return Looks(
             flat=(flat - self.feature_mean) / self.feature_std,
             start=length.cumsum(0) - length,
             length=length,
@@ -290,15 +272,15 @@ class SiglipTScorer(SiglipScorer):
             ),
         )
 
-    def _draw(self, looks: _Looks, generator: torch.Generator) -> list[_Draw]:
+    def _draw(self, looks: Looks, generator: torch.Generator) -> list[Draw]:
         order = torch.randperm(len(looks.tasks), generator=generator)[:_TASKS_PER_STEP]
-        return [_draw_task(looks, *looks.tasks[int(number)], generator) for number in order]
+        return [draw_prefixes(looks, *looks.tasks[int(number)], generator) for number in order]
 
-    def _optimize(self, looks: _Looks, generator: torch.Generator) -> None:
+    def _optimize(self, looks: Looks, generator: torch.Generator) -> None:
         optimizer = torch.optim.AdamW(self.fusion.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay)
         for _ in range(self.steps):
             optimizer.zero_grad()
-            loss, _ = self._loss(looks, self._draw(looks, generator))
+            loss, _ = self._loss(looks, self._draw(looks, generator), generator)
             if not bool(torch.isfinite(loss)):
                 raise NonFiniteError(f"The loss of the temporal MLP is {loss.item()}.")
             torch.autograd.backward(loss)
@@ -307,7 +289,7 @@ class SiglipTScorer(SiglipScorer):
                 raise NonFiniteError(f"The gradient of the temporal MLP has norm {norm.item()}.")
             optimizer.step()
 
-    def _measure(self, looks: _Looks, draws: Sequence[list[_Draw]]) -> tuple[float, float]:
+    def _measure(self, looks: Looks, draws: Sequence[list[Draw]]) -> tuple[float, float]:
         with torch.no_grad():
             pairs = [self._loss(looks, draw) for draw in draws]
         loss, correlation = (float(torch.stack(column).mean()) for column in zip(*pairs, strict=True))
@@ -315,21 +297,30 @@ class SiglipTScorer(SiglipScorer):
             raise NonFiniteError(f"The loss of the temporal MLP is {loss}.")
         return loss, correlation
 
-    def _loss(self, looks: _Looks, draws: list[_Draw]) -> tuple[Tensor, Tensor]:
+    def _embed_rows(
+        self, looks: Looks, which: Tensor, stop: Tensor, length: Tensor, noise: torch.Generator | None
+    ) -> Tensor:
+        features = looks.gather(which, stop, length)
+        if noise is not None:
+            shift = torch.randn(len(features), 1, self.feature_dim, generator=noise)
+            features = features + self.jitter * shift
+        return self._embed_looks(features, length)
+
+    def _loss(self, looks: Looks, draws: list[Draw], noise: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         losses, correlations = [], []
         for draw in draws:
             whole = looks.length[draw.successes]
-            complete = self._embed_looks(looks.gather(draw.successes, whole - 1, whole), whole)
-            prefix = self._embed_looks(looks.gather(draw.which, draw.stop, draw.length), draw.length)
+            complete = self._embed_rows(looks, draw.successes, whole - 1, whole, noise)
+            prefix = self._embed_rows(looks, draw.which, draw.stop, draw.length, noise)
             own = draw.which[:, None] == draw.successes[None]
-            distance = _distance(prefix, _centers_without(complete, own))
-            correlation = _correlation(distance, draw.remaining)
+            distance = distances(prefix, centers_without(complete, own))
+            correlation = correlation_of(distance, draw.remaining)
             loss = 1.0 - correlation
             if len(draw.failures):
                 ended = looks.length[draw.failures]
-                failed = self._embed_looks(looks.gather(draw.failures, ended - 1, ended), ended)
-                behind = _distance(failed, complete.mean(dim=0, keepdim=True))
-                done = _distance(complete, _centers_without(complete, torch.eye(len(complete), dtype=torch.bool)))
+                failed = self._embed_rows(looks, draw.failures, ended - 1, ended, noise)
+                behind = distances(failed, complete.mean(dim=0, keepdim=True))
+                done = distances(complete, centers_without(complete, torch.eye(len(complete), dtype=torch.bool)))
                 gap = (done.mean() - behind) / (distance.detach().std() + _TINY)
                 loss = loss + _FAILURE_WEIGHT * nn.functional.softplus(gap).mean()
             losses.append(loss)
@@ -337,50 +328,6 @@ class SiglipTScorer(SiglipScorer):
         return torch.stack(losses).mean(), torch.stack(correlations).mean()
 
 
-@dataclass(frozen=True)
-class _Draw:
-    """Prefixes of one task's successes: ``which`` trajectory, held from look ``stop`` up to ``length`` looks."""
-
-    successes: Tensor
-    failures: Tensor
-    which: Tensor
-    stop: Tensor
-    length: Tensor
-    remaining: Tensor
-
-
-def _draw_task(looks: _Looks, won: Tensor, lost: Tensor, generator: torch.Generator) -> _Draw:
-    which = won[torch.randint(len(won), (_PREFIXES_PER_TASK,), generator=generator)]
-    last = looks.length[which] - 1
-    # Spread over the whole episode, one draw in each of equal strata: few prefixes then cover all of it.
-    strata = torch.arange(_PREFIXES_PER_TASK) + torch.rand(_PREFIXES_PER_TASK, generator=generator)
-    stop = (strata / _PREFIXES_PER_TASK * (last + 1)).long().clamp(max=last)
-    longest = int(looks.length.max())
-    hold = torch.rand(_PREFIXES_PER_TASK, generator=generator) * (longest - stop)
-    length = (stop + 1 + hold.long()).clamp(max=longest)
-    some = torch.randperm(len(lost), generator=generator)[:_FAILURES_PER_TASK]
-    return _Draw(won, lost[some], which, stop, length, remaining=1.0 - stop / last)
-
-
 def _teaches_progress(trajectory: Trajectory) -> bool:
     looks = trajectory.num_looks + (trajectory.terminal_features is not None)
     return trajectory.valid and trajectory.success and looks >= 2
-
-
-def _centers_without(complete: Tensor, own: Tensor) -> Tensor:
-    # The mean of the other successes; a task's only success is its own reference.
-    others = (~own).float()
-    others = torch.where(others.sum(dim=1, keepdim=True) > 0, others, torch.ones_like(others))
-    return others @ complete / others.sum(dim=1, keepdim=True)
-
-
-def _distance(points: Tensor, centers: Tensor) -> Tensor:
-    # The gradient of a norm at zero is NaN.
-    return ((points - centers).square().sum(dim=1) + _TINY).sqrt()
-
-
-def _correlation(first: Tensor, second: Tensor) -> Tensor:
-    left, right = first - first.mean(), second - second.mean()
-    scale: Tensor = left.square().sum().sqrt() * right.square().sum().sqrt()
-    correlation: Tensor = (left * right).sum() / (scale + _TINY)
-    return correlation
