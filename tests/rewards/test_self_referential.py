@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from oracle_cases import list_cases
+from sklearn.cluster import DBSCAN
+
+from vlacoach.errors import NonFiniteError, VlacoachError
+from vlacoach.rewards import self_referential_details, self_referential_reward
+from vlacoach.rewards.self_referential import NOT_CLUSTERED, density_clusters
+
+# Ten times the agreement that an independent implementation reached on float32 inputs.
+TOLERANCE = 1.2e-5
+NEAREST, HALFWAY, FARTHEST = 0.6 / (1 + math.exp(-5)), 0.3, 0.6 / (1 + math.exp(5))
+
+
+def random_batch(seed: int, rows: int = 12, dim: int = 6, tasks: int = 2):
+    generator = np.random.default_rng(seed)
+    return (
+        generator.normal(size=(rows, dim)),
+        generator.random(rows) < 0.5,
+        generator.integers(0, tasks, size=rows),
+    )
+
+
+@pytest.mark.parametrize("case", [case for case in list_cases("srpo", "reward") if "nan" not in case])
+def test_rewards_match_the_reference(oracle, case):
+    arrays = oracle(case)
+    details = self_referential_details(arrays["embeddings"], arrays["complete"], arrays["task_name"])
+    np.testing.assert_allclose(details.score, arrays["score"], atol=TOLERANCE)
+    np.testing.assert_allclose(details.distance, arrays["distance_to_success"], atol=TOLERANCE, rtol=1e-6)
+    np.testing.assert_allclose(details.normalized_distance, arrays["normalized_distance"], atol=TOLERANCE)
+    np.testing.assert_array_equal(~details.usable, arrays["is_zero_embedding"])
+    np.testing.assert_array_equal(details.cluster, arrays["dbscan_label"])
+    score = self_referential_reward(arrays["embeddings"], arrays["complete"], arrays["task_name"])
+    np.testing.assert_array_equal(score, details.score)
+
+
+def test_rule_in_closed_form():
+    # Successes at 0 and 2 are too far apart to cluster: the reference is their mean, 1.
+    embeddings = [[0.001], [2.0], [1.5], [3.0], [5.0]]
+    score = self_referential_reward(embeddings, [1, 1, 0, 0, 0], [4, 4, 4, 4, 4])
+    middle = (3.0 - 1.5) / (5.0 - 1.5)
+    expected = [1.0, 1.0, NEAREST, 0.6 / (1 + math.exp(-10 * (0.5 - middle))), FARTHEST]
+    np.testing.assert_allclose(score, expected, atol=2e-3)
+
+
+def test_a_lone_failure_and_equal_failures_are_halfway():
+    assert self_referential_reward([[1.0], [7.0]], [1, 0], [0, 0])[1] == pytest.approx(HALFWAY)
+    tied = self_referential_reward([[1.0], [7.0], [7.0]], [1, 0, 0], [0, 0, 0])
+    np.testing.assert_allclose(tied[1:], HALFWAY)
+
+
+def test_a_zero_embedding_scores_zero_and_takes_no_part():
+    # The zero success would otherwise be the only reference.
+    np.testing.assert_array_equal(self_referential_reward([[0.0], [1.0]], [1, 0], [0, 0]), [0.0, 0.0])
+
+
+def test_rows_marked_invalid_score_zero_and_take_no_part():
+    embeddings, success, task = [[1.0], [math.nan], [2.0], [9.0]], [1, 1, 0, 0], [0] * 4
+    with_broken = self_referential_reward(embeddings, success, task, valid=[1, 0, 1, 1])
+    without = self_referential_reward([[1.0], [2.0], [9.0]], [1, 0, 0], [0] * 3)
+    assert with_broken[1] == 0.0
+    np.testing.assert_array_equal(with_broken[[0, 2, 3]], without)
+
+
+def test_successes_outside_of_clusters_are_no_reference():
+    twins = [[0.0, 0.1], [0.0, 0.1001], [10.0, 10.0]]
+    details = self_referential_details([*twins, [10.0, 10.1], [0.0, 1.0]], [1, 1, 1, 0, 0], [0] * 5)
+    assert details.cluster.tolist() == [0, 0, -1, NOT_CLUSTERED, NOT_CLUSTERED]
+    assert details.cluster_count == 1
+    assert details.score[3] == pytest.approx(FARTHEST)
+
+
+def test_constants_can_be_changed():
+    arguments = ([[1.0], [2.0], [9.0]], [1, 0, 0], ["a"] * 3)
+    score = self_referential_reward(*arguments, success_reward=2.0, ceiling=1.0, steepness=2.0, offset=1.0)
+    np.testing.assert_allclose(score, [2.0, 1 / (1 + math.exp(-2)), 0.5])
+
+
+@pytest.mark.parametrize("row", [0, 2])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_non_finite_embedding_is_an_error_that_names_it(row, value):
+    # Invariant 5, for a success and for a failure alike.
+    embeddings = np.ones((3, 4))
+    embeddings[row, 1] = value
+    with pytest.raises(NonFiniteError, match=rf"row {row} \(task drawer\)"):
+        self_referential_reward(embeddings, [1, 1, 0], ["drawer"] * 3)
+
+
+def test_shapes_that_do_not_fit_are_refused():
+    with pytest.raises(VlacoachError, match="success"):
+        self_referential_reward(np.ones((3, 4)), [1, 0], [0, 0, 0])
+
+
+@given(st.integers(0, 2**16), st.randoms(use_true_random=False))
+def test_the_order_of_rows_does_not_matter(seed, random):
+    embeddings, success, task = random_batch(seed)
+    order = list(range(len(success)))
+    random.shuffle(order)
+    plain = self_referential_reward(embeddings, success, task)
+    np.testing.assert_allclose(
+        self_referential_reward(embeddings[order], success[order], task[order]), plain[order], atol=1e-9
+    )
+
+
+@given(st.integers(0, 2**16), st.floats(0.01, 100))
+def test_scale_and_shift_of_embeddings_do_not_matter(seed, scale):
+    embeddings, success, task = random_batch(seed)
+    plain = self_referential_reward(embeddings, success, task)
+    np.testing.assert_allclose(self_referential_reward(scale * embeddings + 3.0, success, task), plain, atol=1e-6)
+
+
+@given(st.integers(0, 2**16))
+def test_rewards_fall_with_distance_and_stay_below_the_ceiling(seed):
+    embeddings, success, task = random_batch(seed)
+    details = self_referential_details(embeddings, success, task)
+    assert np.all(details.score[success] == 1.0)
+    assert np.all((details.score[~success] >= 0.0) & (details.score[~success] < 0.6))
+    for one in np.unique(task):
+        rows = np.flatnonzero((task == one) & np.isfinite(details.distance))
+        order = rows[np.argsort(details.distance[rows])]
+        assert np.all(np.diff(details.score[order]) <= 0)
+
+
+@given(st.integers(0, 2**16))
+def test_tasks_do_not_see_each_other(seed):
+    embeddings, success, task = random_batch(seed, rows=16, tasks=3)
+    together = self_referential_reward(embeddings, success, task)
+    for one in np.unique(task):
+        rows = task == one
+        np.testing.assert_array_equal(
+            together[rows], self_referential_reward(embeddings[rows], success[rows], task[rows])
+        )
+
+
+@settings(max_examples=200)
+@given(st.integers(0, 2**16), st.integers(1, 24), st.integers(1, 5), st.floats(0.1, 1.0))
+def test_clusters_agree_with_scikit_learn(seed, count, min_samples, eps):
+    points = np.random.default_rng(seed).uniform(size=(count, 2)) * 2
+    expected = DBSCAN(eps=eps, min_samples=min_samples).fit_predict(points)
+    np.testing.assert_array_equal(density_clusters(points, eps, min_samples), expected)
+
+
+def test_the_rule_needs_no_torch():
+    code = (
+        "import sys; from vlacoach.rewards import available_scorers, auroc, self_referential_reward; "
+        "available_scorers(); assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
