@@ -133,8 +133,10 @@ class GRPOConfig(Section):
     """Bound on the loss of negative advantages, as a multiple of the advantage; null is none."""
     kl_coefficient: Annotated[float, Field(ge=0.0)] = 0.0
     """Weight of the KL divergence from the policy without its adapter."""
-    reduction: Literal["seq-mean-token-mean", "token-mean"] = "seq-mean-token-mean"
-    """How token losses are averaged: within each trajectory first, or over all tokens alike."""
+    reduction: Literal["seq-mean-token-mean", "token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm"] = (
+        "seq-mean-token-mean"
+    )
+    """How token losses become one: the mean over trajectories of their mean (or sum), or over all tokens."""
     learning_rate: Annotated[float, Field(gt=0.0)] = 1e-4
     """AdamW's step size after warm-up."""
     warmup_updates: NonNegative = 2

@@ -63,6 +63,4 @@ def find_run(reference: str, root: Path) -> Path:
         if found:
             raise RunError(f"{reference!r} could be any of: {', '.join(path.name for path in found)}.")
     newest = ", ".join(path.name for path in runs[-8:][::-1])
-    raise RunError(
-        f"No run {reference!r} in {str(root)!r}.", f"Runs: {newest}." if runs else "There are none yet."
-    )
+    raise RunError(f"No run {reference!r} in {str(root)!r}.", f"Runs: {newest}." if runs else "There are none yet.")

@@ -11,7 +11,8 @@ import secrets
 import socket
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
@@ -155,9 +156,7 @@ class RunFolder:
         except BlockingIOError:
             os.close(descriptor)
             pid = self.info().get("pid", "?")
-            raise RunError(
-                f"Run {self.path} is in use by process {pid}.", "Wait for it, or stop it first."
-            ) from None
+            raise RunError(f"Run {self.path} is in use by process {pid}.", "Wait for it, or stop it first.") from None
         self._lock = descriptor
 
     # run.json and config.yaml
@@ -210,6 +209,23 @@ class RunFolder:
             fields["finished"] = round(time.time(), 3)
         self.update_info(**fields)
         self.log_event("status", status=status, **({"error": error} if error else {}))
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Keep the status right while work goes on: running, then finished, interrupted, or failed."""
+        self.set_status(names.STATUS_RUNNING)
+        try:
+            yield
+        except BaseException as error:
+            stopped = isinstance(error, KeyboardInterrupt)
+            # A folder that can no longer be written must not hide why the work ended.
+            with suppress(RunError):
+                self.set_status(
+                    names.STATUS_INTERRUPTED if stopped else names.STATUS_FAILED,
+                    None if stopped else f"{type(error).__name__}: {error}",
+                )
+            raise
+        self.set_status(names.STATUS_FINISHED)
 
     def status(self) -> str:
         """Status of the run; ``"stalled"`` if it claims to run and its heartbeat has stopped."""

@@ -35,9 +35,7 @@ def series(records: Records, key: str) -> tuple[npt.NDArray[np.float64], npt.NDA
         out.
     """
     pairs = [(record.get(names.STEP), record[key]) for record in records if key in record]
-    pairs = [
-        (step, value) for step, value in pairs if _is_number(step) and (value is None or _is_number(value))
-    ]
+    pairs = [(step, value) for step, value in pairs if _is_number(step) and (value is None or _is_number(value))]
     steps = np.array([step for step, _ in pairs], dtype=np.float64)
     values = np.array([np.nan if value is None else value for _, value in pairs], dtype=np.float64)
     return steps, values
@@ -102,9 +100,7 @@ def _draw_evaluations(axes: Axes, records: Records, prefix: str, color: str, lab
             low.append(rate - interval.low)
             high.append(interval.high - rate)
     if steps:
-        axes.errorbar(
-            steps, rates, yerr=[low, high], fmt="o-", capsize=4, color=color, label=f"{label} (95 % Wilson)"
-        )
+        axes.errorbar(steps, rates, yerr=[low, high], fmt="o-", capsize=4, color=color, label=f"{label} (95 % Wilson)")
 
 
 def _draw_line(axes: Axes, records: Records, key: str, label: str) -> None:

@@ -42,18 +42,13 @@ def save_state(folder: Path, tensors: Mapping[str, Any], meta: Mapping[str, Any]
 
         # Cloned, because safetensors refuses tensors that share memory.
         save_torch(
-            {
-                name: torch.as_tensor(value).detach().cpu().clone().contiguous()
-                for name, value in tensors.items()
-            },
+            {name: torch.as_tensor(value).detach().cpu().clone().contiguous() for name, value in tensors.items()},
             file,
         )
     (folder / STATE_META_FILE).write_text(text + "\n", encoding="utf-8")
 
 
-def load_state(
-    folder: Path, framework: Literal["torch", "numpy"] = "torch"
-) -> tuple[dict[str, Any], dict[str, Any]]:
+def load_state(folder: Path, framework: Literal["torch", "numpy"] = "torch") -> tuple[dict[str, Any], dict[str, Any]]:
     """Read what :func:`save_state` wrote.
 
     Args:

@@ -103,9 +103,7 @@ def mcnemar_exact(gained: int, lost: int) -> float:
     return float(stats.binomtest(gained, gained + lost, 0.5).pvalue)
 
 
-def paired_difference(
-    before: npt.ArrayLike, after: npt.ArrayLike, confidence: float = 0.95
-) -> PairedDifference:
+def paired_difference(before: npt.ArrayLike, after: npt.ArrayLike, confidence: float = 0.95) -> PairedDifference:
     """Compare two measurements of the same episodes.
 
     Args:

@@ -1,0 +1,45 @@
+"""``vlacoach doctor``."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+import typer
+
+from vlacoach.cli.console import show, show_json
+from vlacoach.cli.options import Json
+from vlacoach.errors import ExitCode
+
+if TYPE_CHECKING:
+    from vlacoach.cli.diagnosis import Check
+
+_MARKS = {"ok": "[green]ok[/green]", "warning": "[yellow]warning[/yellow]", "failed": "[red]failed[/red]"}
+
+
+def doctor_command(as_json: Json = False) -> None:
+    """Check that the simulator, the renderer and the packages work here, and say how to mend what does not.
+
+    The exit status is 3 if training cannot run.
+    """
+    from vlacoach.cli.diagnosis import diagnose
+
+    checks = diagnose()
+    healthy = all(check.status != "failed" for check in checks)
+    if as_json:
+        show_json({"ok": healthy, "checks": [asdict(check) for check in checks]})
+    else:
+        _show(checks)
+    if not healthy:
+        raise typer.Exit(ExitCode.SIMULATOR)
+
+
+def _show(checks: list[Check]) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table("check", "state", "found")
+    for check in checks:
+        remedy = f"\n[bold]{escape(check.remedy)}[/bold]" if check.remedy else ""
+        table.add_row(check.name, _MARKS[check.status], escape(check.found) + remedy)
+    show(table)

@@ -1,0 +1,148 @@
+"""``vlacoach eval``."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from vlacoach.cli.console import narration, show, show_json, verbosity
+from vlacoach.cli.options import DEFAULT_RUNS_DIR, OUTPUT, ConfigFile, Json, RunsDir, Seed, Sets
+from vlacoach.errors import CheckpointError, ConfigError
+
+if TYPE_CHECKING:
+    from vlacoach.runs.config import TrainConfig
+
+_WHAT, _HOW = "What to evaluate", "How to evaluate"
+
+
+class Split(str, Enum):
+    """Which of a task's 50 initial states."""
+
+    HELD_OUT = "held-out"
+    TRAIN = "train"
+    ALL = "all"
+
+
+def evaluate_command(
+    context: typer.Context,
+    policy: Annotated[
+        str | None,
+        typer.Option("--policy", help="Policy: tiny, a folder, or a Hugging Face id.", rich_help_panel=_WHAT),
+    ] = None,
+    run: Annotated[
+        str | None,
+        typer.Option(
+            "--run", help="Run whose trained policy to take: path, name, id, or 'latest'.", rich_help_panel=_WHAT
+        ),
+    ] = None,
+    checkpoint: Annotated[
+        str, typer.Option("--checkpoint", help="Checkpoint of --run: last, best, or its step.", rich_help_panel=_WHAT)
+    ] = "last",
+    suite: Annotated[str | None, typer.Option("--suite", help="LIBERO suite.", rich_help_panel=_HOW)] = None,
+    tasks: Annotated[
+        str | None, typer.Option("--tasks", help='Tasks, such as "1,4,8" or "0-3".', rich_help_panel=_HOW)
+    ] = None,
+    split: Annotated[
+        Split, typer.Option("--split", help="Which initial states.", rich_help_panel=_HOW)
+    ] = Split.HELD_OUT,
+    trials: Annotated[
+        int | None, typer.Option("--trials", help="Episodes for each task.", rich_help_panel=_HOW)
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option("--temperature", help="Sampling temperature; 0 is greedy.", rich_help_panel=_HOW)
+    ] = None,
+    config: ConfigFile = None,
+    sets: Sets = None,
+    seed: Seed = None,
+    runs_dir: RunsDir = DEFAULT_RUNS_DIR,
+    video: Annotated[
+        Path | None,
+        typer.Option("--video", metavar="FOLDER", help="Save one episode of each task here.", rich_help_panel=OUTPUT),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="Also write the JSON here.", rich_help_panel=OUTPUT)
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure the success rate of a policy, for each task and overall, with intervals.
+
+    For example:
+
+      vlacoach eval --suite libero_goal
+
+      vlacoach eval --run latest --split all --trials 50 --json
+    """  # fmt: skip
+    from vlacoach.cli.checks import check_names
+    from vlacoach.cli.progress import reporting
+    from vlacoach.runs.resolve import Flag, resolve_config
+    from vlacoach.runs.results import write_results
+
+    if run is not None and policy is not None:
+        raise ConfigError("--run and --policy name two policies.", "Give one of them.")
+    if run is not None and config is not None:
+        raise ConfigError("--run brings its own configuration.", "Leave out --config.")
+    adapter: Path | None = None
+    if run is not None:
+        config, adapter = _trained(run, runs_dir, checkpoint)
+    flags = [
+        Flag("--policy", "policy.path", policy),
+        Flag("--suite", "env.suite", suite),
+        Flag("--tasks", "env.tasks", tasks),
+        Flag("--trials", "evaluation.trials", trials),
+        Flag("--temperature", "evaluation.temperature", temperature),
+        Flag("--seed", "seed", seed),
+    ]
+    settings = resolve_config(config, sets or (), flags).config
+    check_names(settings)
+    from vlacoach.agents.evaluation import evaluate_config
+
+    with reporting(narration(), verbosity(context).quiet) as reporter:
+        result = evaluate_config(
+            settings, states_of(settings, split), split.value, adapter=adapter, reporter=reporter, video=video
+        )
+    if out is not None:
+        write_results(result, out)
+    if as_json:
+        show_json(result.to_json())
+    else:
+        from vlacoach.cli.tables import evaluation_table
+
+        show(evaluation_table(result))
+
+
+def states_of(config: TrainConfig, split: Split) -> tuple[int, ...]:
+    """Initial states of a split."""
+    if split is Split.HELD_OUT:
+        return config.evaluation.states
+    if split is Split.TRAIN:
+        return config.env.states
+    return tuple(sorted({*config.env.states, *config.evaluation.states}))
+
+
+def _trained(reference: str, runs_dir: Path, checkpoint: str) -> tuple[Path, Path]:
+    """Configuration file and checkpoint folder of a run.
+
+    Raises:
+        RunError: There is no such run.
+        CheckpointError: It has no such checkpoint, or it is damaged.
+    """
+    from vlacoach.runs.checkpoints import verify_checkpoint
+    from vlacoach.runs.constants import CONFIG_FILE
+    from vlacoach.runs.folder import RunFolder
+
+    folder = RunFolder.open(reference, runs_dir)
+    store = folder.checkpoints
+    if checkpoint == "last":
+        return folder.path / CONFIG_FILE, store.last()
+    steps = {str(int(path.name)): path for path in store.entries()}
+    best = store.best()
+    found = best if checkpoint == "best" else steps.get(checkpoint.lstrip("0") or "0")
+    if found is None:
+        raise CheckpointError(
+            f"Run {folder.path} has no checkpoint {checkpoint!r}.", f"It has: last, {', '.join(steps) or 'none'}."
+        )
+    verify_checkpoint(found)
+    return folder.path / CONFIG_FILE, found

@@ -1,0 +1,96 @@
+"""``vlacoach sft``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vlacoach.cli.console import narration, show, show_json, verbosity
+from vlacoach.cli.options import OUTPUT, Json
+from vlacoach.errors import ConfigError
+
+_DATA, _FIT = "Data", "Optimization"
+
+
+def sft_command(
+    context: typer.Context,
+    demos: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--demos",
+            metavar="PATH",
+            help="HDF5 file of demonstrations or folder of them; may be repeated (default: demos).",
+            rich_help_panel=_DATA,
+        ),
+    ] = None,
+    tasks: Annotated[
+        str | None,
+        typer.Option("--tasks", help='Use these tasks only, such as "1,4,8".', rich_help_panel=_DATA),
+    ] = None,
+    policy: Annotated[
+        str | None,
+        typer.Option("--policy", help="Policy to start from; left out, a new tiny one.", rich_help_panel=_FIT),
+    ] = None,
+    steps: Annotated[int, typer.Option("--steps", min=1, help="Optimizer steps.", rich_help_panel=_FIT)] = 4000,
+    minutes: Annotated[
+        float | None, typer.Option("--minutes", min=0.0, help="Time budget.", rich_help_panel=_FIT)
+    ] = None,
+    batch_size: Annotated[
+        int, typer.Option("--batch-size", min=1, help="Action chunks in a step.", rich_help_panel=_FIT)
+    ] = 64,
+    learning_rate: Annotated[
+        float, typer.Option("--learning-rate", min=0.0, help="Highest step size.", rich_help_panel=_FIT)
+    ] = 3e-4,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of every random number.", rich_help_panel=_FIT)] = 0,
+    out: Annotated[
+        Path, typer.Option("--out", metavar="FOLDER", help="Where the policy goes.", rich_help_panel=OUTPUT)
+    ] = Path("policy"),
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace what is in --out.", rich_help_panel=OUTPUT)
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Clone demonstrations: supervised training of a policy, the start for reinforcement learning.
+
+    For example:
+
+      vlacoach demos collect --suite libero_goal --episodes 40
+
+      vlacoach sft --demos demos --steps 4000 --out policies/cloned
+
+      vlacoach train --policy policies/cloned
+    """  # fmt: skip
+    from vlacoach.cli.progress import format_metrics, format_seconds, reporting
+    from vlacoach.runs.indices import parse_indices
+
+    sources = demos or [Path("demos")]
+    for source in sources:
+        if not source.exists():
+            raise ConfigError(
+                f"There are no demonstrations at {str(source)!r}.", "Collect some with: vlacoach demos collect"
+            )
+    if out.is_dir() and any(out.iterdir()) and not overwrite:
+        raise ConfigError(f"The folder {str(out)!r} is not empty.", "Choose another --out, or add --overwrite.")
+    chosen = parse_indices(tasks) if tasks is not None else None
+    from vlacoach.agents.cloning import clone
+
+    with reporting(narration(), verbosity(context).quiet) as reporter:
+        result = clone(
+            sources,
+            out,
+            policy=policy,
+            tasks=chosen,
+            steps=steps,
+            minutes=minutes,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            seed=seed,
+            reporter=reporter,
+        )
+    if as_json:
+        show_json(result.to_json())
+        return
+    show(f"{result.steps} steps in {format_seconds(result.seconds)}  {format_metrics(result.metrics)}")
+    show(f"policy: {out}")

@@ -1,0 +1,165 @@
+"""``vlacoach train``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from vlacoach.cli.console import narration, show, show_json, verbosity
+from vlacoach.cli.options import CONFIGURATION, DEFAULT_RUNS_DIR, ConfigFile, Json, RunsDir, Seed, Sets
+from vlacoach.errors import ConfigError
+
+if TYPE_CHECKING:
+    from vlacoach.runs.folder import RunFolder
+    from vlacoach.runs.resolve import Flag, ResolvedConfig
+    from vlacoach.runs.results import TrainResult
+
+_TASK, _UPDATE = "What to train", "How to train"
+
+CHANGEABLE = ("grpo.updates", "grpo.minutes", "checkpoint.", "env.workers", "grpo.micro_batch")
+"""Keys (or beginnings of keys) that may differ when a run is resumed: they do not change its numbers."""
+
+
+def train_command(
+    context: typer.Context,
+    reward: Annotated[
+        str | None,
+        typer.Option(
+            "--reward", help="Scorer of trajectories: siglip-t, siglip, success, or a plugin's.", rich_help_panel=_TASK
+        ),
+    ] = None,
+    temporal: Annotated[
+        bool | None,
+        typer.Option(
+            "--temporal/--no-temporal",
+            help="Use SigLIP-T's temporal head; --no-temporal is SigLIP alone.",
+            rich_help_panel=_TASK,
+        ),
+    ] = None,
+    suite: Annotated[str | None, typer.Option("--suite", help="LIBERO suite.", rich_help_panel=_TASK)] = None,
+    tasks: Annotated[
+        str | None,
+        typer.Option("--tasks", help='Tasks of the suite, such as "1,4,8" or "0-3".', rich_help_panel=_TASK),
+    ] = None,
+    policy: Annotated[
+        str | None,
+        typer.Option(
+            "--policy", help="Policy to start from: tiny, a folder, or a Hugging Face id.", rich_help_panel=_TASK
+        ),
+    ] = None,
+    updates: Annotated[
+        int | None, typer.Option("--updates", help="Updates of the policy.", rich_help_panel=_UPDATE)
+    ] = None,
+    minutes: Annotated[float | None, typer.Option("--minutes", help="Time budget.", rich_help_panel=_UPDATE)] = None,
+    full: Annotated[
+        bool | None,
+        typer.Option(
+            "--full/--lora", help="Train the whole language model instead of an adapter.", rich_help_panel=_UPDATE
+        ),
+    ] = None,
+    resume: Annotated[
+        str | None,
+        typer.Option(
+            "--resume",
+            metavar="RUN",
+            help="Go on with a run: its path, name, id, or 'latest'.",
+            rich_help_panel=_UPDATE,
+        ),
+    ] = None,
+    config: ConfigFile = None,
+    sets: Sets = None,
+    seed: Seed = None,
+    name: Annotated[str | None, typer.Option("--name", help="Name of the run.", rich_help_panel=CONFIGURATION)] = None,
+    runs_dir: RunsDir = DEFAULT_RUNS_DIR,
+    as_json: Json = False,
+) -> None:
+    """Improve a policy by reinforcement learning and show success before and after.
+
+    For example:
+
+      vlacoach train
+
+      vlacoach train --reward success --tasks 1,8 --updates 20
+
+      vlacoach train --config configs/train.yaml --no-temporal --set grpo.clip_high=0.3
+
+      vlacoach train --resume latest --updates 80
+    """  # fmt: skip
+    from vlacoach.cli.checks import check_names
+    from vlacoach.cli.progress import reporting
+    from vlacoach.runs.resolve import Flag
+
+    flags = [
+        Flag("--reward", "reward.name", reward),
+        Flag("--temporal/--no-temporal", "reward.temporal", temporal),
+        Flag("--suite", "env.suite", suite),
+        Flag("--tasks", "env.tasks", tasks),
+        Flag("--policy", "policy.path", policy),
+        Flag("--updates", "grpo.updates", updates),
+        Flag("--minutes", "grpo.minutes", minutes),
+        Flag("--full/--lora", "policy.full", full),
+        Flag("--seed", "seed", seed),
+        Flag("--name", "name", name),
+    ]
+    if resume is None:
+        from vlacoach.runs.folder import RunFolder
+        from vlacoach.runs.resolve import resolve_config
+
+        resolved = resolve_config(config, sets or (), flags)
+        check_names(resolved.config)
+        folder = RunFolder.create(runs_dir, resolved.config.name, resolved.config, resolved.origins)
+    else:
+        folder, resolved = _resume(resume, runs_dir, config, sets or (), flags)
+    from vlacoach.agents.training import train
+
+    with folder, reporting(narration(), verbosity(context).quiet) as reporter, folder.running():
+        reporter.message(f"Run folder: {folder.path}")
+        result = train(resolved.config, folder, reporter, resume=resume is not None)
+    _show(result, as_json)
+
+
+def _resume(
+    reference: str, runs_dir: Path, config: Path | None, sets: Iterable[str], flags: Iterable[Flag]
+) -> tuple[RunFolder, ResolvedConfig]:
+    from vlacoach.runs.constants import CONFIG_FILE
+    from vlacoach.runs.folder import RunFolder
+    from vlacoach.runs.resolve import flatten, resolve_config
+    from vlacoach.runs.yaml_io import write_config
+
+    if config is not None:
+        raise ConfigError("--config cannot be combined with --resume, which goes on with the run's own configuration.")
+    folder = RunFolder.resume(reference, runs_dir)
+    try:
+        resolved = resolve_config(folder.path / CONFIG_FILE, list(sets), flags)
+        before, after = flatten(folder.config()), flatten(resolved.config)
+        changed = {key: value for key, value in after.items() if value != before[key]}
+        refused = [key for key in changed if not key.startswith(CHANGEABLE)]
+        if refused:
+            raise ConfigError(
+                f"A resumed run cannot change {', '.join(refused)} ({resolved.origins[refused[0]]}).",
+                f"It may change {', '.join(CHANGEABLE)}; start a new run for anything else.",
+            )
+        if changed:
+            write_config(resolved.config, folder.path / CONFIG_FILE)
+            folder.log_event("config", changed=changed)
+    except BaseException:
+        folder.close()
+        raise
+    return folder, resolved
+
+
+def _show(result: TrainResult, as_json: bool) -> None:
+    if as_json:
+        show_json(result.to_json())
+        return
+    from vlacoach.cli.progress import format_seconds
+    from vlacoach.cli.tables import comparison_table
+
+    for comparison in result.comparisons.values():
+        show(comparison_table(comparison))
+    show(f"{result.updates} updates in {format_seconds(result.seconds)}")
+    for what, path in {"run": result.run, **result.artifacts}.items():
+        show(f"{what}: {path}")
