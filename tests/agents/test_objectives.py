@@ -25,9 +25,7 @@ REDUCTIONS = ("token-mean", "seq-mean-token-sum", "seq-mean-token-mean", "seq-me
 # Ten times the agreement that an independent implementation reached.
 TOLERANCE = 3e-6
 
-scores_of_a_group = hnp.arrays(
-    np.float64, st.integers(2, 12), elements=st.floats(0, 1, width=32), fill=st.nothing()
-)
+scores_of_a_group = hnp.arrays(np.float64, st.integers(2, 12), elements=st.floats(0, 1, width=32), fill=st.nothing())
 
 
 # ---------------------------------------------------------------- group_advantage
@@ -303,10 +301,7 @@ def test_kl_penalty_is_zero_at_the_reference_and_positive_elsewhere():
 def test_kl_penalty_estimates_the_divergence():
     policy, reference = torch.tensor([0.7, 0.2, 0.1]), torch.tensor([0.2, 0.3, 0.5])
     # Weighting every outcome by its probability gives the estimator's expectation exactly.
-    penalty = [
-        kl_penalty(policy[i].log().view(1, 1), reference[i].log().view(1, 1), [[True]]).item()
-        for i in range(3)
-    ]
+    penalty = [kl_penalty(policy[i].log().view(1, 1), reference[i].log().view(1, 1), [[True]]).item() for i in range(3)]
     divergence = (policy * (policy / reference).log()).sum().item()
     assert float((policy * torch.tensor(penalty)).sum()) == pytest.approx(divergence, rel=1e-5)
 
