@@ -35,12 +35,13 @@ def verbosity(context: typer.Context) -> Verbosity:
 
 def narration() -> Console:
     """Console on standard error, for whatever is not data."""
-    return Console(stderr=True, highlight=False)
+    return Console(stderr=True, highlight=False, markup=False, emoji=False)
 
 
 def show(renderable: RenderableType) -> None:
     """Print a table or text, as data, on standard output."""
-    Console(highlight=False).print(renderable)
+    # Without markup: names and paths may have brackets and colons of their own.
+    Console(highlight=False, markup=False, emoji=False).print(renderable)
 
 
 def show_json(document: Any) -> None:

@@ -14,7 +14,7 @@ from vlacoach.errors import ExitCode
 if TYPE_CHECKING:
     from vlacoach.cli.diagnosis import Check
 
-_MARKS = {"ok": "[green]ok[/green]", "warning": "[yellow]warning[/yellow]", "failed": "[red]failed[/red]"}
+_STYLES = {"ok": "green", "warning": "yellow", "failed": "red"}
 
 
 def doctor_command(as_json: Json = False) -> None:
@@ -35,11 +35,13 @@ def doctor_command(as_json: Json = False) -> None:
 
 
 def _show(checks: list[Check]) -> None:
-    from rich.markup import escape
     from rich.table import Table
+    from rich.text import Text
 
     table = Table("check", "state", "found")
     for check in checks:
-        remedy = f"\n[bold]{escape(check.remedy)}[/bold]" if check.remedy else ""
-        table.add_row(check.name, _MARKS[check.status], escape(check.found) + remedy)
+        found = Text(check.found)
+        if check.remedy:
+            found.append(f"\n{check.remedy}", style="bold")
+        table.add_row(check.name, Text(check.status, style=_STYLES[check.status]), found)
     show(table)

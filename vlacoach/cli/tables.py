@@ -73,8 +73,8 @@ def comparison_table(comparison: Comparison) -> Table:
     )
     overall = comparison.overall
     table.caption = (
-        f"Wilson intervals; change paired by episode: {overall.gained} gained, {overall.lost} lost, "
-        f"McNemar's exact p = {overall.p_value:.2g}"
+        "Wilson intervals; change paired by episode\n"
+        f"{overall.gained} gained, {overall.lost} lost, McNemar's exact p = {overall.p_value:.2g}"
     )
     table.caption_justify = "left"
     return table

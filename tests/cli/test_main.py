@@ -1,0 +1,114 @@
+"""The command as a whole: what it loads, how it ends, what it says."""
+
+from __future__ import annotations
+
+import errno
+import json
+import subprocess
+import sys
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from vlacoach import __version__, errors
+from vlacoach.cli.main import _Group
+
+HEAVY = ("torch", "mujoco", "textual", "transformers", "matplotlib", "scipy", "robosuite", "h5py")
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import vlacoach",
+        "import vlacoach.runs.folder, vlacoach.runs.resolve",
+        "from typer.testing import CliRunner; from vlacoach.cli.main import app\n"
+        "assert CliRunner().invoke(app, ['--help']).exit_code == 0\n"
+        "assert CliRunner().invoke(app, ['train', '--help']).exit_code == 0",
+    ],
+)
+def test_light_things_load_nothing_heavy(code):
+    code += f"\nimport sys, json; print(json.dumps([name for name in {HEAVY!r} if name in sys.modules]))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout.splitlines()[-1]) == []
+
+
+def test_version(invoke):
+    result = invoke("--version")
+    assert (result.exit_code, result.stdout) == (0, f"vlacoach {__version__}\n")
+
+
+def test_module_is_the_command():
+    done = subprocess.run([sys.executable, "-m", "vlacoach", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout == f"vlacoach {__version__}\n"
+
+
+def test_help_lists_every_command(invoke):
+    result = invoke("--help")
+    for command in ("train", "eval", "sft", "demos", "runs", "config", "doctor"):
+        assert command in result.stdout
+
+
+def test_usage_errors_exit_2(invoke):
+    for args in (["nonsense"], ["train", "--nonsense"], ["train", "--updates", "x"], ["-v", "-q", "runs", "ls"]):
+        result = invoke(*args)
+        assert result.exit_code == 2, args
+        assert result.stdout == ""
+        assert result.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (errors.ConfigError("m", "h"), 2),
+        (errors.SimulatorError("m", "h"), 3),
+        (errors.CheckpointError("m", "h"), 4),
+        (errors.RunError("m", "h"), 5),
+        (errors.NonFiniteError("m", "h"), 6),
+        (errors.VlacoachError("m", "h"), 1),
+        (KeyboardInterrupt(), 130),
+    ],
+)
+def test_exit_status_and_message_of_each_error(error, code):
+    app = typer.Typer(cls=_Group)
+
+    @app.command()
+    def fail():
+        raise error
+
+    @app.command()
+    def other():
+        pass
+
+    result = CliRunner().invoke(app, ["fail"])
+    assert result.exit_code == code
+    assert result.stdout == ""
+    assert result.stderr == ("Interrupted.\n" if code == 130 else "Error: m\nh\n")
+
+
+def test_message_with_brackets_is_printed_as_it_is():
+    app = typer.Typer(cls=_Group)
+
+    @app.command()
+    def fail():
+        raise errors.ConfigError("[red]x[/red] [0, 1]", "[b]")
+
+    @app.command()
+    def other():
+        pass
+
+    assert CliRunner().invoke(app, ["fail"]).stderr == "Error: [red]x[/red] [0, 1]\n[b]\n"
+
+
+def test_unexpected_errors_keep_their_traceback(tmp_path):
+    code = (
+        "import vlacoach.cli.runs as runs\n"
+        "from vlacoach.cli import main\n"
+        "@main.app.command()\n"
+        f"def boom(): raise OSError({errno.EIO}, 'broken bone')\n"
+        "import sys; sys.argv = ['vlacoach', 'boom']; main.main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "broken bone" in done.stderr
+    assert "Traceback" in done.stderr

@@ -1,0 +1,112 @@
+"""What ``train``, ``eval``, ``sft`` and ``demos`` refuse, before anything heavy starts or is written."""
+
+from __future__ import annotations
+
+import pytest
+
+from vlacoach.cli.eval import Split, states_of
+from vlacoach.runs.checkpoints import CheckpointStore
+from vlacoach.runs.config import TrainConfig
+from vlacoach.runs.folder import RunFolder
+
+
+@pytest.fixture
+def run(tmp_path):
+    with RunFolder.create(tmp_path / "runs", "first", TrainConfig()) as folder:
+        folder.checkpoints.save(3, lambda path: (path / "x").write_text("data"), score=0.1)
+    return folder
+
+
+@pytest.mark.parametrize("command", ["train", "eval"])
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--suite", "libero_gaol"], "Did you mean 'libero_goal'?"),
+        (["--tasks", "1,99"], "no task 99"),
+        (["--tasks", "one"], "env.tasks = 'one'"),
+        (["--set", "grpo.clip_hihg=1"], "Did you mean 'grpo.clip_high'?"),
+        (["--set", "reward.name=sigclip"], "Did you mean 'siglip'?"),
+        (["--config", "none.yaml"], "none.yaml"),
+        (["--seed", "-4"], "--seed: seed = -4"),
+    ],
+)
+def test_bad_settings_exit_2_and_leave_nothing(invoke, tmp_path, command, args, message):
+    result = invoke(command, *args)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert result.stdout == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_resume_of_an_unknown_run(invoke, run):
+    result = invoke("train", "--resume", "nope")
+    assert result.exit_code == 5
+    assert run.path.name in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--seed", "5"], "cannot change seed (--seed)"),
+        (["--no-temporal"], "cannot change reward.temporal"),
+        (["--set", "grpo.prompts=3"], "cannot change grpo.prompts (--set grpo.prompts=3)"),
+        (["--config", "x.yaml"], "cannot be combined"),
+    ],
+)
+def test_resume_cannot_change_what_decides_the_numbers(invoke, run, args, message):
+    before = (run.path / "config.yaml").read_text()
+    result = invoke("train", "--resume", "latest", *args)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert (run.path / "config.yaml").read_text() == before
+    # The lock was given back.
+    RunFolder.resume(run.path).close()
+
+
+def test_resume_of_a_run_in_use(invoke, run):
+    with RunFolder.resume(run.path):
+        result = invoke("train", "--resume", "latest")
+    assert result.exit_code == 5
+    assert "in use" in result.stderr
+
+
+def test_eval_of_two_policies(invoke, run):
+    assert invoke("eval", "--run", "latest", "--policy", "tiny").exit_code == 2
+
+
+def test_eval_of_a_missing_or_damaged_checkpoint(invoke, run):
+    result = invoke("eval", "--run", "latest", "--checkpoint", "7")
+    assert result.exit_code == 4
+    assert "It has: last, 3" in result.stderr
+    (run.path / "checkpoints" / "000003" / "x").write_text("dama")
+    for checkpoint in ("last", "best", "3", "000003"):
+        result = invoke("eval", "--run", "latest", "--checkpoint", checkpoint)
+        assert result.exit_code == 4, checkpoint
+        assert "corrupt" in result.stderr
+    assert CheckpointStore(run.path / "checkpoints").best() is not None
+
+
+def test_splits():
+    config = TrainConfig()
+    assert states_of(config, Split.HELD_OUT) == tuple(range(30, 50))
+    assert states_of(config, Split.TRAIN) == tuple(range(30))
+    assert states_of(config, Split.ALL) == tuple(range(50))
+
+
+def test_sft_without_demonstrations(invoke):
+    result = invoke("sft")
+    assert result.exit_code == 2
+    assert "vlacoach demos collect" in result.stderr
+
+
+def test_sft_spares_a_full_folder(invoke, tmp_path):
+    (tmp_path / "demos").mkdir()
+    (tmp_path / "policy").mkdir()
+    (tmp_path / "policy" / "precious").write_text("x")
+    result = invoke("sft")
+    assert result.exit_code == 2
+    assert "--overwrite" in result.stderr
+
+
+def test_demos_of_an_unknown_suite(invoke):
+    assert "libero_object" in invoke("demos", "collect", "--suite", "libero_objcet").stderr
