@@ -253,9 +253,7 @@ def test_optimizer_and_random_states_go_on_as_if_never_stopped(tmp_path):
     assert torch.equal(other, weight)
 
 
-@pytest.mark.parametrize(
-    "text", ["", "{}", '{"tree": ["odd", 1]}', '{"tree": ["numpy", "none"]}', '{"tree": [1]}']
-)
+@pytest.mark.parametrize("text", ["", "{}", '{"tree": ["odd", 1]}', '{"tree": ["numpy", "none"]}', '{"tree": [1]}'])
 def test_corrupt_tree(tmp_path, text):
     save_tree(tmp_path, {"a": np.zeros(2)})
     (tmp_path / "state.json").write_text(text)

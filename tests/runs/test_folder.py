@@ -185,3 +185,23 @@ def test_replace_text_leaves_the_old_contents_on_failure(tmp_path, monkeypatch):
     assert "full" in caught.value.hint
     assert file.read_text() == "old"
     assert list(tmp_path.iterdir()) == [file]
+
+
+def test_running_notes_how_the_work_ended(run):
+    with run.running():
+        assert run.status() == "running"
+    assert run.status() == "finished"
+    with pytest.raises(ZeroDivisionError), run.running():
+        _ = 1 / 0
+    assert (run.status(), run.info()["error"]) == ("failed", "ZeroDivisionError: division by zero")
+    with pytest.raises(KeyboardInterrupt), run.running():
+        raise KeyboardInterrupt
+    assert (run.status(), run.info()["error"]) == ("interrupted", None)
+    statuses = [event["status"] for event in run.events() if event["event"] == "status"]
+    assert statuses == ["running", "finished", "running", "failed", "running", "interrupted"]
+
+
+def test_a_vanished_folder_does_not_hide_why_the_work_ended(run):
+    with pytest.raises(ZeroDivisionError), run.running():
+        shutil.rmtree(run.path)
+        _ = 1 / 0

@@ -22,9 +22,7 @@ def test_parse(text, expected):
     assert parse_indices(text) == expected
 
 
-@pytest.mark.parametrize(
-    "text", ["", "a", "1,,2", "3-1", "-1", "1.5", "0-99999999", "1,1", "0-3,2", True, [1.5]]
-)
+@pytest.mark.parametrize("text", ["", "a", "1,,2", "3-1", "-1", "1.5", "0-99999999", "1,1", "0-3,2", True, [1.5]])
 def test_refused(text):
     with pytest.raises(ConfigError):
         parse_indices(text)

@@ -112,9 +112,7 @@ except RunError as error:
 def test_a_line_that_does_not_fit_is_taken_back(tmp_path):
     assert resource.RLIM_INFINITY == resource.getrlimit(resource.RLIMIT_FSIZE)[0]
     file = tmp_path / "m.jsonl"
-    done = subprocess.run(
-        [sys.executable, "-c", FULL_DISK, str(file)], capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", FULL_DISK, str(file)], capture_output=True, text=True, check=True)
     assert "Cannot write" in done.stdout
     assert "full" in done.stdout
     assert [record["a"] for record in JsonlReader(file).read()] == ["x" * 100]

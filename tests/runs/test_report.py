@@ -13,9 +13,7 @@ from vlacoach.runs.statistics import wilson_interval
 def records():
     lines = [{"step": 0, "eval/success": 0.4, "eval/successes": 80, "eval/episodes": 200}]
     for step in range(1, 6):
-        lines.append(
-            {"step": step, names.ROLLOUT_SUCCESS: step / 10, names.TRAIN_KL: None, names.TRAIN_ENTROPY: 1.0}
-        )
+        lines.append({"step": step, names.ROLLOUT_SUCCESS: step / 10, names.TRAIN_KL: None, names.TRAIN_ENTROPY: 1.0})
     return [*lines, {"step": 5, "eval/success": 0.6, "eval/successes": 120, "eval/episodes": 200}]
 
 

@@ -34,15 +34,18 @@ def sft_command(
         typer.Option("--policy", help="Policy to start from; left out, a new tiny one.", rich_help_panel=_FIT),
     ] = None,
     steps: Annotated[int, typer.Option("--steps", min=1, help="Optimizer steps.", rich_help_panel=_FIT)] = 4000,
-    minutes: Annotated[
-        float | None, typer.Option("--minutes", min=0.0, help="Time budget.", rich_help_panel=_FIT)
-    ] = None,
     batch_size: Annotated[
         int, typer.Option("--batch-size", min=1, help="Action chunks in a step.", rich_help_panel=_FIT)
     ] = 64,
     learning_rate: Annotated[
         float, typer.Option("--learning-rate", min=0.0, help="Highest step size.", rich_help_panel=_FIT)
     ] = 3e-4,
+    captions: Annotated[
+        float,
+        typer.Option(
+            "--captions", min=0.0, help="Weight of the loss on captioned frames; 0 is none.", rich_help_panel=_FIT
+        ),
+    ] = 0.2,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of every random number.", rich_help_panel=_FIT)] = 0,
     out: Annotated[
         Path, typer.Option("--out", metavar="FOLDER", help="Where the policy goes.", rich_help_panel=OUTPUT)
@@ -63,6 +66,7 @@ def sft_command(
       vlacoach train --policy policies/cloned
     """  # fmt: skip
     from vlacoach.cli.progress import format_metrics, format_seconds, reporting
+    from vlacoach.runs.files import plain
     from vlacoach.runs.indices import parse_indices
 
     sources = demos or [Path("demos")]
@@ -74,23 +78,25 @@ def sft_command(
     if out.is_dir() and any(out.iterdir()) and not overwrite:
         raise ConfigError(f"The folder {str(out)!r} is not empty.", "Choose another --out, or add --overwrite.")
     chosen = parse_indices(tasks) if tasks is not None else None
-    from vlacoach.agents.cloning import clone
+    import time
 
+    from vlacoach.agents.cloning import CloningConfig, clone, load_frames
+    from vlacoach.policies.checkpoint import load_policy
+    from vlacoach.policies.tiny import new_tiny_policy
+
+    settings = CloningConfig(
+        steps=steps, batch_size=batch_size, learning_rate=learning_rate, caption_weight=captions, seed=seed
+    )
+    begin = time.monotonic()
     with reporting(narration(), verbosity(context).quiet) as reporter:
-        result = clone(
-            sources,
-            out,
-            policy=policy,
-            tasks=chosen,
-            steps=steps,
-            minutes=minutes,
-            batch_size=batch_size,
-            learning_rate=learning_rate,
-            seed=seed,
-            reporter=reporter,
-        )
+        reporter.stage("read")
+        frames = load_frames(sources, chosen)
+        learner = new_tiny_policy(seed) if policy is None else load_policy(policy)
+        metrics = clone(learner, frames, settings, reporter)
+        learner.save(out)
+    seconds = time.monotonic() - begin
     if as_json:
-        show_json(result.to_json())
+        show_json(plain({"policy": out, "steps": steps, "seconds": round(seconds, 3), "metrics": metrics}))
         return
-    show(f"{result.steps} steps in {format_seconds(result.seconds)}  {format_metrics(result.metrics)}")
+    show(f"{steps} steps in {format_seconds(seconds)}  {format_metrics(metrics)}")
     show(f"policy: {out}")
