@@ -202,6 +202,10 @@ def test_running_notes_how_the_work_ended(run):
 
 
 def test_a_vanished_folder_does_not_hide_why_the_work_ended(run):
-    with pytest.raises(ZeroDivisionError), run.running():
-        shutil.rmtree(run.path)
-        _ = 1 / 0
+    def lose_everything():
+        with run.running():
+            shutil.rmtree(run.path)
+            _ = 1 / 0
+
+    with pytest.raises(ZeroDivisionError):
+        lose_everything()

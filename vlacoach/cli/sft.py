@@ -33,13 +33,13 @@ def sft_command(
         str | None,
         typer.Option("--policy", help="Policy to start from; left out, a new tiny one.", rich_help_panel=_FIT),
     ] = None,
-    steps: Annotated[int, typer.Option("--steps", min=1, help="Optimizer steps.", rich_help_panel=_FIT)] = 4000,
+    steps: Annotated[int, typer.Option("--steps", min=1, help="Optimizer steps.", rich_help_panel=_FIT)] = 3000,
     batch_size: Annotated[
         int, typer.Option("--batch-size", min=1, help="Action chunks in a step.", rich_help_panel=_FIT)
     ] = 64,
     learning_rate: Annotated[
         float, typer.Option("--learning-rate", min=0.0, help="Highest step size.", rich_help_panel=_FIT)
-    ] = 3e-4,
+    ] = 7e-4,
     captions: Annotated[
         float,
         typer.Option(
