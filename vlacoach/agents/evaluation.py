@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from vlacoach.agents.prompts import Prompt
 from vlacoach.agents.rollout import ChunkEnvs, Job, collect
 from vlacoach.agents.seeding import Stream, torch_generator
+from vlacoach.agents.video import VideoRecorder
+from vlacoach.envs.vector import LiberoVectorEnv
 from vlacoach.errors import SimulatorError
 from vlacoach.policies.policy import VLAPolicy
 from vlacoach.rewards.trajectory import Trajectory
+from vlacoach.runs.config import TrainConfig
+from vlacoach.runs.constants import STAGE_EVALUATION
 from vlacoach.runs.reporting import NullReporter, Reporter
-from vlacoach.runs.statistics import Interval, PairedDifference, paired_difference, wilson_interval
+from vlacoach.runs.results import EvaluationResult
 
 
 @dataclass(frozen=True)
@@ -38,65 +41,6 @@ class EpisodeResult:
     length: int
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """Outcomes of an evaluation; episodes of equal position in two evaluations of one plan are pairs.
-
-    Attributes:
-        episodes: In the order of the plan.
-        temperature: Sampling temperature; 0 is greedy.
-    """
-
-    episodes: tuple[EpisodeResult, ...]
-    temperature: float
-
-    @property
-    def tasks(self) -> tuple[int, ...]:
-        """Tasks that were evaluated, ascending."""
-        return tuple(sorted({episode.task for episode in self.episodes}))
-
-    def success(self, task: int | None = None) -> NDArray[np.bool_]:
-        """(N,) success of each episode, of one task or of all."""
-        return np.array([e.success for e in self.episodes if task in (None, e.task)], dtype=np.bool_)
-
-    def rate(self, task: int | None = None) -> float:
-        """Success rate, of one task or of all."""
-        return float(self.success(task).mean())
-
-    def interval(self, task: int | None = None) -> Interval:
-        """Wilson's 95 % interval of the success rate."""
-        success = self.success(task)
-        return wilson_interval(int(success.sum()), len(success))
-
-    def compare(self, before: Evaluation, task: int | None = None) -> PairedDifference:
-        """Paired difference to an evaluation of the same plan."""
-        return paired_difference(before.success(task), self.success(task))
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON values: rates, intervals, and every episode."""
-        interval = self.interval()
-        return {
-            "success": self.rate(),
-            "interval": [interval.low, interval.high],
-            "episodes": [asdict(episode) for episode in self.episodes],
-            "temperature": self.temperature,
-            "tasks": {
-                str(task): {
-                    "success": self.rate(task),
-                    "interval": [self.interval(task).low, self.interval(task).high],
-                    "episodes": len(self.success(task)),
-                    "mean_length": float(np.mean([e.length for e in self.episodes if e.task == task])),
-                }
-                for task in self.tasks
-            },
-        }
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Evaluation:
-        """Read what :meth:`to_dict` gave."""
-        return cls(tuple(EpisodeResult(**episode) for episode in values["episodes"]), values["temperature"])
-
-
 def evaluation_plan(tasks: Sequence[int], states: Sequence[int], trials: int) -> list[Prompt]:
     """``trials`` episodes a task, its states in turn."""
     return [Prompt(task, states[trial % len(states)]) for task in tasks for trial in range(trials)]
@@ -111,8 +55,8 @@ def evaluate(
     reporter: Reporter | None = None,
     on_pictures: Callable[[int, Any], None] | None = None,
     on_look: Callable[[], None] | None = None,
-) -> Evaluation:
-    """Play a plan and count successes.
+) -> list[EpisodeResult]:
+    """Play a plan.
 
     Two calls with the same plan and seed draw the same random numbers for each episode, so that before and after
     are paired. An episode whose simulation broke down is played again, at most three times.
@@ -126,6 +70,12 @@ def evaluate(
         reporter: Shows progress.
         on_pictures: Called with an episode's number and each of its pictures.
         on_look: Called once per round of the worlds.
+
+    Returns:
+        One outcome an episode, in the order of the plan.
+
+    Raises:
+        SimulatorError: A simulation broke down in every attempt.
     """
     reporter = reporter or NullReporter()
     won = played = 0
@@ -165,4 +115,112 @@ def evaluate(
         trial = seen[prompt] = seen.get(prompt, -1) + 1
         outcome = outcomes[i]
         results.append(EpisodeResult(prompt.task, prompt.init_state, trial, outcome.success, outcome.length))
-    return Evaluation(tuple(results), temperature)
+    return results
+
+
+def evaluate_split(
+    policy: VLAPolicy,
+    envs: LiberoVectorEnv,
+    config: TrainConfig,
+    states: Sequence[int],
+    split: str,
+    reporter: Reporter | None = None,
+    on_look: Callable[[], None] | None = None,
+    videos: VideoRecorder | None = None,
+) -> EvaluationResult:
+    """Evaluate a policy as a configuration says, on some initial states.
+
+    Args:
+        policy: The policy.
+        envs: Vector environment of the configuration's suite.
+        config: Says which tasks, how many trials, at which temperature, and with which seed.
+        states: Initial states, taken in turn.
+        split: What these states are called: ``"held-out"``, ``"train"`` or ``"all"``.
+        reporter: Shows progress.
+        on_look: Called once per round of the worlds.
+        videos: Records the first episode of each task.
+    """
+    reporter = reporter or NullReporter()
+    tasks = envs.suite.select(config.env.tasks)
+    plan = evaluation_plan([task.index for task in tasks], states, config.evaluation.trials)
+    reporter.stage(f"{STAGE_EVALUATION} ({split} states)", len(plan))
+    started = time.perf_counter()
+    show = None if videos is None else videos.watch(plan, {task.index: task.name for task in tasks})
+    temperature = config.evaluation.temperature
+    episodes = evaluate(policy, envs, plan, temperature, config.seed, reporter, on_pictures=show, on_look=on_look)
+    if videos is not None:
+        videos.write()
+    return EvaluationResult.from_episodes(
+        episodes,
+        {task.index: task.instruction for task in tasks},
+        suite=envs.suite.name,
+        split=split,
+        policy=policy.name,
+        temperature=temperature,
+        seed=config.seed,
+        seconds=time.perf_counter() - started,
+    )
+
+
+def make_envs(config: TrainConfig, policy: VLAPolicy) -> LiberoVectorEnv:
+    """The vector environment of a configuration, with the policy's chunk size."""
+    env = config.env
+    return LiberoVectorEnv(
+        num_envs=env.num_envs,
+        suite=env.suite,
+        workers=env.workers,
+        chunk_size=policy.chunk_size,
+        cameras=env.cameras,
+        image_size=env.image_size,
+        render_profile=env.render_profile,
+        max_steps=env.max_steps,
+        settle_steps=env.settle_steps,
+    )
+
+
+def load_trained(config: TrainConfig, checkpoint: Path | None = None) -> VLAPolicy:
+    """The policy of a configuration, with what a checkpoint of a run has learned.
+
+    Args:
+        config: Names the policy.
+        checkpoint: A checkpoint's folder, or None for the policy as it was before training.
+
+    Raises:
+        CheckpointError: It is missing, corrupt, or does not fit.
+    """
+    from vlacoach.policies import load_policy, lora
+    from vlacoach.runs.constants import ADAPTER_FOLDER, POLICY_FOLDER
+
+    if checkpoint is not None and (checkpoint / POLICY_FOLDER).is_dir():
+        return load_policy(checkpoint / POLICY_FOLDER)
+    policy = load_policy(config.policy.path)
+    if checkpoint is not None:
+        lora.load_adapter(policy, checkpoint / ADAPTER_FOLDER, trainable=False)
+    return policy
+
+
+def evaluate_config(
+    config: TrainConfig,
+    states: Sequence[int],
+    split: str,
+    adapter: Path | None = None,
+    reporter: Reporter | None = None,
+    video: Path | None = None,
+) -> EvaluationResult:
+    """Load a policy, evaluate it, and clean up; what ``vlacoach eval`` does.
+
+    Args:
+        config: Names policy, suite, and protocol.
+        states: Initial states.
+        split: What they are called.
+        adapter: Checkpoint folder of a run, or None.
+        reporter: Shows progress.
+        video: Folder for a video of the first episode of each task, or None.
+    """
+    policy = load_trained(config, adapter)
+    envs = make_envs(config, policy)
+    try:
+        videos = None if video is None else VideoRecorder(video)
+        return evaluate_split(policy, envs, config, states, split, reporter, videos=videos)
+    finally:
+        envs.close()

@@ -345,7 +345,7 @@ class GRPOAgent:
         if self.policy.adapter is not None:
             lora.save_adapter(self.policy, folder / names.ADAPTER_FOLDER)
         else:
-            self.policy.save(folder / "policy")
+            self.policy.save(folder / names.POLICY_FOLDER)
         self.scorer.save(folder / names.SCORER_FOLDER)
         state = {"update": self.update, "optimizer": self.optimizer.state_dict()}
         save_tree(folder / names.TRAINING_STATE_FOLDER, state)
@@ -361,7 +361,7 @@ class GRPOAgent:
         else:
             from vlacoach.policies.checkpoint import load_policy
 
-            stored = load_policy(folder / "policy")
+            stored = load_policy(folder / names.POLICY_FOLDER)
             self.policy.model.load_state_dict(stored.model.state_dict())
         self.scorer.load(folder / names.SCORER_FOLDER)
         state = load_tree(folder / names.TRAINING_STATE_FOLDER)

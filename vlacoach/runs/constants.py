@@ -26,6 +26,8 @@ LATEST_LINK = "latest"
 # Inside a checkpoint.
 MANIFEST_FILE = "manifest.json"
 ADAPTER_FOLDER = "adapter"
+POLICY_FOLDER = "policy"
+"""All weights, in the place of the adapter, where the whole language model is trained."""
 SCORER_FOLDER = "scorer"
 TRAINING_STATE_FOLDER = "training_state"
 STATE_TENSORS_FILE = "state.safetensors"

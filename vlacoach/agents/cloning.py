@@ -1,0 +1,231 @@
+"""Behavior cloning: supervised fine-tuning of a policy on demonstrations (``vlacoach sft``).
+
+Each frame is an example: picture, instruction, and proprioception in, the next ``chunk_size`` demonstrated actions
+out, by cross-entropy over the action bins. The vision tower learns along, optionally with SigLIP's loss on captions
+of the simulator's state (:mod:`vlacoach.agents.captions`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from vlacoach.agents.captions import CaptionBank, CaptionHead, caption_accuracy, caption_frames, sigmoid_loss
+from vlacoach.agents.objectives import require_finite
+from vlacoach.agents.seeding import Stream, numpy_generator, torch_generator
+from vlacoach.errors import ConfigError
+from vlacoach.policies import action_tokens
+from vlacoach.policies.policy import VLAPolicy
+from vlacoach.policies.preprocessing import augment_images
+from vlacoach.runs.reporting import NullReporter, Reporter
+
+
+@dataclass(frozen=True)
+class CloningConfig:
+    """Settings of behavior cloning.
+
+    Attributes:
+        steps: Optimizer steps.
+        batch_size: Frames a step.
+        learning_rate: Peak of a cosine schedule with linear warm-up.
+        warmup_steps: Steps of warm-up.
+        weight_decay: Of AdamW.
+        max_grad_norm: Gradients are scaled down to this norm.
+        caption_weight: Weight of the caption loss; 0 leaves it out.
+        validation: Share of the episodes held out for validation.
+        seed: Of the batches and the augmentation.
+        bf16: Compute in bfloat16; weights stay float32.
+    """
+
+    steps: int = 3000
+    batch_size: int = 64
+    learning_rate: float = 7e-4
+    warmup_steps: int = 50
+    weight_decay: float = 0.02
+    max_grad_norm: float = 1.0
+    caption_weight: float = 0.2
+    validation: float = 0.05
+    seed: int = 0
+    bf16: bool = True
+
+
+@dataclass(frozen=True)
+class Frames:
+    """Demonstrations, frame by frame.
+
+    Attributes:
+        images: (N, H, W, 3) uint8, turned as the policy sees them.
+        proprio: (N, 8) float32.
+        actions: (N, 7) float32 labels in [-1, 1].
+        episode: (N,) int64, ascending; frames of an episode follow each other.
+        instruction: (N,) int64, index into ``instructions``.
+        instructions: The texts.
+        object_names: Names of the things whose positions are known; may be empty.
+        object_positions: (N, K, 3) float32, meters.
+    """
+
+    images: NDArray[np.uint8]
+    proprio: NDArray[np.float32]
+    actions: NDArray[np.float32]
+    episode: NDArray[np.int64]
+    instruction: NDArray[np.int64]
+    instructions: tuple[str, ...]
+    object_names: tuple[str, ...] = ()
+    object_positions: NDArray[np.float32] | None = None
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+def action_chunks(actions: NDArray[np.float32], episode: NDArray[np.int64], chunk_size: int) -> NDArray[np.float32]:
+    """The next actions at each frame.
+
+    Args:
+        actions: (N, 7).
+        episode: (N,) ascending episode numbers.
+        chunk_size: K.
+
+    Returns:
+        (N, K, 7). Behind the end of an episode its last action is repeated.
+    """
+    last = np.searchsorted(episode, episode, side="right") - 1
+    index = np.minimum(np.arange(len(actions))[:, None] + np.arange(chunk_size)[None], last[:, None])
+    chunks: NDArray[np.float32] = actions[index]
+    return chunks
+
+
+def clone(
+    policy: VLAPolicy,
+    frames: Frames,
+    config: CloningConfig | None = None,
+    reporter: Reporter | None = None,
+    on_log: Callable[[int, dict[str, float]], None] | None = None,
+) -> dict[str, float]:
+    """Train all of a policy's weights on demonstrations, in place.
+
+    Args:
+        policy: The policy.
+        frames: The demonstrations.
+        config: Settings.
+        reporter: Shows progress.
+        on_log: Called now and then with the step and its metrics.
+
+    Returns:
+        Validation metrics at the end: ``loss`` and ``entropy`` (nats a token), ``accuracy`` (0 to 1), each also by
+        action dimension.
+
+    Raises:
+        ConfigError: There are too few episodes, or captions are wanted and the positions they need are missing.
+        NonFiniteError: The loss or a gradient is not finite.
+    """
+    config, reporter = config or CloningConfig(), reporter or NullReporter()
+    labels = action_tokens.encode(action_chunks(frames.actions, frames.episode, policy.chunk_size))
+    targets = torch.as_tensor(labels).long().flatten(1)
+    train, held_out = _split(frames, config)
+    bank = _captions(frames, config)
+    head = CaptionHead(bank, policy.feature_dim) if bank else None
+    parameters = [*policy.model.parameters(), *(head.parameters() if head else ())]
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+    optimizer = torch.optim.AdamW(parameters, lr=0.0, weight_decay=config.weight_decay, betas=(0.9, 0.95))
+    chooser = numpy_generator(config.seed, Stream.CLONING, 0)
+    jitter = torch_generator(config.seed, Stream.CLONING, 1)
+    reporter.stage("cloning", config.steps)
+    policy.model.train()
+    for step in range(config.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = config.learning_rate * schedule(step, config.steps, config.warmup_steps)
+        rows = chooser.choice(train, config.batch_size)
+        with torch.autocast(policy.device.type, torch.bfloat16, enabled=config.bf16):
+            images = augment_images(torch.from_numpy(frames.images[rows]), jitter, max_shift=1)
+            features = policy.features(images)
+            logits = _logits(policy, frames, features, rows)
+        loss = functional.cross_entropy(logits.flatten(0, 1), targets[rows].flatten())
+        metrics = {"loss": loss.item()}
+        if head is not None and bank is not None:
+            truth = torch.from_numpy(bank.truth[rows])
+            caption_logits = head(features)
+            caption = sigmoid_loss(caption_logits, truth)
+            metrics |= {"caption_loss": caption.item()}
+            loss = loss + config.caption_weight * caption
+        require_finite("The cloning loss", loss)
+        optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward(loss)
+        require_finite("The gradient", torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm))
+        optimizer.step()
+        reporter.advance(1, loss=metrics["loss"])
+        if on_log is not None and (step + 1) % 100 == 0:
+            if head is not None:
+                metrics["caption_accuracy"] = caption_accuracy(caption_logits.detach(), truth)
+            on_log(step + 1, metrics)
+    policy.model.eval()
+    for parameter in policy.model.parameters():
+        parameter.requires_grad_(False)
+    return validate(policy, frames, targets, held_out, config)
+
+
+def schedule(step: int, steps: int, warmup: int) -> float:
+    """Factor of the learning rate: linear warm-up, then half a cosine down to 1 %."""
+    if step < warmup:
+        return (step + 1) / warmup
+    progress = (step - warmup) / max(1, steps - warmup)
+    return 0.01 + 0.99 * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+@torch.no_grad()
+def validate(
+    policy: VLAPolicy, frames: Frames, targets: Tensor, rows: NDArray[np.int64], config: CloningConfig
+) -> dict[str, float]:
+    """Loss, entropy and accuracy on frames that were not trained on; see :func:`clone`."""
+    chosen = rows[np.linspace(0, len(rows) - 1, min(len(rows), 512)).astype(int)]
+    parts = []
+    for part in np.array_split(chosen, max(1, len(chosen) // 64)):
+        with torch.autocast(policy.device.type, torch.bfloat16, enabled=config.bf16):
+            parts.append(_logits(policy, frames, policy.encode(torch.from_numpy(frames.images[part])), part))
+    log_prob = torch.cat(parts).log_softmax(dim=-1)
+    target = targets[chosen]
+    nll = -log_prob.gather(-1, target[..., None])[..., 0]
+    entropy = -(log_prob.exp() * log_prob).sum(dim=-1)
+    hit = (log_prob.argmax(dim=-1) == target).float()
+    metrics = {}
+    for name, values in (("loss", nll), ("entropy", entropy), ("accuracy", hit)):
+        metrics[name] = float(values.mean())
+        by_dimension = values.view(len(chosen), policy.chunk_size, policy.action_dim).mean(dim=(0, 1))
+        metrics |= {f"{name}/{i}": float(value) for i, value in enumerate(by_dimension)}
+    return metrics
+
+
+def _logits(policy: VLAPolicy, frames: Frames, features: Tensor, rows: NDArray[np.int64]) -> Tensor:
+    instructions = [frames.instructions[frames.instruction[row]] for row in rows]
+    return policy.logits(features, instructions, torch.from_numpy(frames.proprio[rows]))
+
+
+def _split(frames: Frames, config: CloningConfig) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    episodes = np.unique(frames.episode)
+    count = max(1, round(config.validation * len(episodes)))
+    if len(episodes) <= count:
+        raise ConfigError(
+            f"There are {len(episodes)} demonstrations, too few to hold {count} out for validation.",
+            "Collect more with `vlacoach demos collect`.",
+        )
+    chosen = numpy_generator(config.seed, Stream.CLONING, 2).choice(episodes, count, replace=False)
+    held_out = np.isin(frames.episode, chosen)
+    return np.flatnonzero(~held_out), np.flatnonzero(held_out)
+
+
+def _captions(frames: Frames, config: CloningConfig) -> CaptionBank | None:
+    if config.caption_weight == 0:
+        return None
+    if frames.object_positions is None or not frames.object_names:
+        raise ConfigError(
+            "These demonstrations do not say where objects are, so their frames cannot be captioned.",
+            "Set caption_weight to 0, or collect demonstrations with `vlacoach demos collect`.",
+        )
+    return caption_frames(frames.object_names, frames.object_positions)

@@ -1,0 +1,226 @@
+"""A training run from beginning to end: evaluate, train, evaluate again, and leave everything in a run folder."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vlacoach.agents.evaluation import evaluate_split, make_envs
+from vlacoach.agents.grpo import GRPOAgent
+from vlacoach.agents.video import VideoRecorder, side_by_side, write_video
+from vlacoach.errors import ConfigError
+from vlacoach.policies import load_policy
+from vlacoach.rewards import make_scorer
+from vlacoach.runs import constants as names
+from vlacoach.runs.files import replace_text
+from vlacoach.runs.report import write_learning_curve
+from vlacoach.runs.results import Comparison, EvaluationResult, TrainResult, compare, write_results
+from vlacoach.runs.stopping import GracefulStop
+
+if TYPE_CHECKING:
+    from vlacoach.policies.policy import VLAPolicy
+    from vlacoach.rewards.scorers import Scorer
+    from vlacoach.runs.config import RewardConfig, TrainConfig
+    from vlacoach.runs.folder import RunFolder
+    from vlacoach.runs.reporting import Reporter
+
+HELD_OUT, TRAIN = "held-out", "train"
+BASELINE_FILE = "baseline.json"
+"""Evaluation before training, kept beside the run's other files until the run is finished."""
+
+
+def train(config: TrainConfig, folder: RunFolder, reporter: Reporter, resume: bool = False) -> TrainResult:
+    """Run a configuration.
+
+    Success is measured on held-out states, and on training states, before and after: same states, same seeds, so
+    the difference is paired. Ctrl-C ends the current update, writes a checkpoint, and raises KeyboardInterrupt.
+
+    Args:
+        config: Everything that decides the result.
+        folder: The run's folder, locked by this process.
+        reporter: Shows progress.
+        resume: Go on from the folder's last checkpoint.
+
+    Returns:
+        What was measured, and where everything is.
+
+    Raises:
+        VlacoachError: See the errors' messages; whatever was done before is in the folder.
+    """
+    run = TrainingRun(config, folder, reporter)
+    try:
+        with GracefulStop(lambda name: reporter.message(f"{name}: stopping after this update", "warning")) as stop:
+            return run.run(resume, stop)
+    finally:
+        run.envs.close()
+
+
+class TrainingRun:
+    """The parts of a run and the order in which they are used; see :func:`train`.
+
+    Args:
+        config: Everything that decides the result.
+        folder: The run's folder.
+        reporter: Shows progress.
+    """
+
+    def __init__(self, config: TrainConfig, folder: RunFolder, reporter: Reporter) -> None:
+        self.config = config
+        self.folder = folder
+        self.reporter = reporter
+        self.policy = load_policy(config.policy.path)
+        scorer = build_scorer(config.reward, self.policy)
+        self.envs = make_envs(config, self.policy)
+        try:
+            self.envs.suite.select(config.env.tasks)
+            self.agent = GRPOAgent(self.policy, self.envs, scorer, config, folder, reporter)
+        except BaseException:
+            self.envs.close()
+            raise
+        self._videos: dict[str, VideoRecorder] = {}
+        self._started = time.perf_counter()
+        self._spent = 0.0
+
+    def run(self, resume: bool, stop: GracefulStop) -> TrainResult:
+        """Evaluate, train, evaluate, report."""
+        if resume:
+            self._resume()
+        before = self._baseline()
+        self._learn(stop)
+        after = self._evaluate("after")
+        comparisons = {split: compare(before[split], after[split]) for split in after}
+        return self._finish(comparisons)
+
+    def _resume(self) -> None:
+        checkpoint, problems = self.folder.checkpoints.newest_intact()
+        for problem in problems:
+            self.reporter.message(f"Passed over a damaged checkpoint: {problem}", "warning")
+        self.agent.load(checkpoint)
+        self.folder.rewind(self.agent.update)
+        clock = self.folder.metrics()
+        self._spent = max((float(line.get("time/elapsed", 0.0)) for line in clock), default=0.0)
+        self.reporter.message(f"Going on after update {self.agent.update}, from {checkpoint}")
+
+    def _learn(self, stop: GracefulStop) -> None:
+        grpo, every = self.config.grpo, self.config.evaluation.every
+        if self.agent.update == 0:
+            self._checkpoint()
+        while self.agent.update < grpo.updates and not self._out_of_time():
+            self._raise_if_asked(stop)
+            self.agent.learn_once()
+            done = self.agent.update
+            self.folder.log_metrics(done, {"time/elapsed": self._elapsed()})
+            last = done == grpo.updates or self._out_of_time()
+            if every and done % every == 0 and not last:
+                self._log_evaluation(HELD_OUT, self._evaluate_split(HELD_OUT, None))
+            if last or stop.requested or done % self.config.checkpoint.every == 0:
+                self._checkpoint()
+        self._raise_if_asked(stop)
+
+    def _raise_if_asked(self, stop: GracefulStop) -> None:
+        if stop.requested:
+            self.reporter.message(
+                f"Stopped after update {self.agent.update}; go on with: vlacoach train --resume latest"
+            )
+            raise KeyboardInterrupt
+
+    def _elapsed(self) -> float:
+        return self._spent + time.perf_counter() - self._started
+
+    def _out_of_time(self) -> bool:
+        minutes = self.config.grpo.minutes
+        return minutes is not None and self._elapsed() >= 60.0 * minutes
+
+    # Evaluation
+
+    def _baseline(self) -> dict[str, EvaluationResult]:
+        file = self.folder.path / BASELINE_FILE
+        if file.is_file():
+            stored = json.loads(file.read_text(encoding="utf-8"))
+            return {split: EvaluationResult.from_json(entry) for split, entry in stored.items()}
+        if self.agent.update > 0:
+            raise ConfigError(f"{file} is missing, so there is nothing to compare the trained policy with.")
+        results = self._evaluate("before")
+        text = json.dumps({split: result.to_json() for split, result in results.items()}, indent=2)
+        replace_text(file, text + "\n")
+        return results
+
+    def _evaluate(self, when: str) -> dict[str, EvaluationResult]:
+        results = {}
+        for split in (HELD_OUT, TRAIN) if self.config.evaluation.train_states else (HELD_OUT,):
+            results[split] = self._evaluate_split(split, when if split == HELD_OUT else None)
+            self._log_evaluation(split, results[split])
+        return results
+
+    def _evaluate_split(self, split: str, when: str | None) -> EvaluationResult:
+        states = self.config.evaluation.states if split == HELD_OUT else self.config.env.states
+        videos = None
+        if when is not None:
+            videos = VideoRecorder(self.folder.path / names.VIDEOS_FOLDER, f"{when}_")
+            self._videos[when] = videos
+        self.folder.log_event("stage", stage=names.STAGE_EVALUATION, update=self.agent.update)
+        return evaluate_split(
+            self.policy,
+            self.envs,
+            self.config,
+            states,
+            split,
+            self.reporter,
+            on_look=lambda: self.folder.beat(names.STAGE_EVALUATION),
+            videos=videos,
+        )
+
+    def _log_evaluation(self, split: str, result: EvaluationResult) -> None:
+        prefix = "eval" if split == HELD_OUT else "eval_train"
+        metrics = {
+            f"{prefix}/success": result.rate,
+            f"{prefix}/successes": result.successes,
+            f"{prefix}/episodes": result.episodes,
+        }
+        metrics |= {f"{prefix}/success/{task.task}": task.successes / task.episodes for task in result.tasks}
+        self.folder.log_metrics(self.agent.update, metrics)
+        self.reporter.message(
+            f"success on {split} states after update {self.agent.update}: {result.successes}/{result.episodes} "
+            f"({result.rate:.1%}, 95 % interval {result.interval.low:.1%} to {result.interval.high:.1%})"
+        )
+
+    # What is left behind
+
+    def _checkpoint(self) -> None:
+        self.folder.log_event("stage", stage=names.STAGE_CHECKPOINT, update=self.agent.update)
+        lines = [line for line in self.folder.metrics() if line.get(names.STEP) == self.agent.update]
+        score = next((float(line[names.ROLLOUT_SUCCESS]) for line in lines if names.ROLLOUT_SUCCESS in line), None)
+        self.folder.checkpoints.save(self.agent.update, self.agent.save, score)
+
+    def _finish(self, comparisons: dict[str, Comparison]) -> TrainResult:
+        artifacts = {}
+        checkpoint = self.folder.checkpoints.last()
+        adapter = checkpoint / names.ADAPTER_FOLDER
+        artifacts["adapter"] = adapter if adapter.is_dir() else checkpoint / names.POLICY_FOLDER
+        plot = self.folder.path / names.CURVES_FILE
+        artifacts["plot"] = write_learning_curve(self.folder.metrics(), plot, self.folder.path.name)
+        if video := self._before_and_after():
+            artifacts["video"] = video
+        result = TrainResult(self.folder.path, self.agent.update, self._elapsed(), comparisons, artifacts)
+        write_results(result, self.folder.path / names.RESULTS_FILE)
+        return result
+
+    def _before_and_after(self) -> Path | None:
+        if not {"before", "after"} <= self._videos.keys():
+            return None  # A resumed run has no pictures of the time before training in memory.
+        frames = side_by_side(self._videos["before"].frames(), self._videos["after"].frames())
+        return write_video(self.folder.path / names.VIDEOS_FOLDER / "before_after", frames) if frames else None
+
+
+def build_scorer(config: RewardConfig, policy: VLAPolicy) -> Scorer:
+    """The scorer of a configuration."""
+    params = dict(config.params)
+    if config.name in ("siglip", "siglip-t"):
+        pooling_k = config.last_k if config.pooling == "last-k" else config.segments
+        params = {"pooling": config.pooling, "pooling_k": pooling_k, **params}
+    if config.name == "siglip-t":
+        params = {"temporal": config.temporal, "fusion": config.fusion, **params}
+    return make_scorer(config.name, policy=policy, **params)
+
