@@ -8,8 +8,9 @@ of the simulator's state (:mod:`vlacoach.agents.captions`).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from torch.nn import functional
 from vlacoach.agents.captions import CaptionBank, CaptionHead, caption_accuracy, caption_frames, sigmoid_loss
 from vlacoach.agents.objectives import require_finite
 from vlacoach.agents.seeding import Stream, numpy_generator, torch_generator
+from vlacoach.data.hdf5 import Demonstration, DemonstrationReader
 from vlacoach.errors import ConfigError
 from vlacoach.policies import action_tokens
 from vlacoach.policies.policy import VLAPolicy
@@ -82,6 +84,54 @@ class Frames:
 
     def __len__(self) -> int:
         return len(self.images)
+
+
+def load_frames(paths: Sequence[Path], tasks: Sequence[str] | None = None, camera: str = "agentview") -> Frames:
+    """Read demonstrations into memory.
+
+    Args:
+        paths: HDF5 files, or folders of them.
+        tasks: LIBERO's names of the tasks to read; None for all.
+        camera: Camera whose pictures the policy sees.
+
+    Raises:
+        ConfigError: A task is not in the files, or there is nothing to read.
+        DemonstrationError: A file is missing or damaged.
+    """
+    episodes: list[Demonstration] = []
+    found: list[str] = []
+    for path in paths:
+        reader = DemonstrationReader(path, [camera])
+        found += reader.tasks
+        for task in reader.tasks:
+            if tasks is None or task in tasks:
+                episodes += [reader.read(task, index) for index in reader.indices(task)]
+    for task in tasks or ():
+        if task not in found:
+            raise ConfigError(f"There are no demonstrations of task {task!r}.", f"There are of: {', '.join(found)}.")
+    if not episodes:
+        raise ConfigError("The demonstration files hold no episode.", "Make some with: vlacoach demos collect")
+    instructions = tuple(sorted({episode.instruction for episode in episodes}))
+    things = {episode.object_names for episode in episodes}
+    # Captions need one vocabulary, so the positions are of use only where all episodes show the same things.
+    captioned = len(things) == 1 and all(episode.object_positions is not None for episode in episodes)
+    lengths = [episode.length for episode in episodes]
+    return Frames(
+        images=np.concatenate([episode.images[camera] for episode in episodes]),
+        proprio=np.concatenate([episode.proprioception for episode in episodes]),
+        actions=np.concatenate([episode.labels for episode in episodes]),
+        episode=np.repeat(np.arange(len(episodes)), lengths),
+        instruction=np.repeat([instructions.index(episode.instruction) for episode in episodes], lengths),
+        instructions=instructions,
+        object_names=(*next(iter(things)), "hand") if captioned else (),
+        object_positions=np.concatenate([_with_hand(episode) for episode in episodes]) if captioned else None,
+    )
+
+
+def _with_hand(episode: Demonstration) -> NDArray[np.float32]:
+    """(T, K + 1, 3) positions of the objects and, last, of the hand."""
+    hand = episode.proprioception[:, None, :3]
+    return hand if episode.object_positions is None else np.concatenate([episode.object_positions, hand], axis=1)
 
 
 def action_chunks(actions: NDArray[np.float32], episode: NDArray[np.int64], chunk_size: int) -> NDArray[np.float32]:

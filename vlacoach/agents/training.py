@@ -223,4 +223,3 @@ def build_scorer(config: RewardConfig, policy: VLAPolicy) -> Scorer:
     if config.name == "siglip-t":
         params = {"temporal": config.temporal, "fusion": config.fusion, **params}
     return make_scorer(config.name, policy=policy, **params)
-

@@ -25,6 +25,9 @@ def sft_command(
             rich_help_panel=_DATA,
         ),
     ] = None,
+    suite: Annotated[
+        str, typer.Option("--suite", help="Suite that --tasks refers to.", rich_help_panel=_DATA)
+    ] = "libero_goal",
     tasks: Annotated[
         str | None,
         typer.Option("--tasks", help='Use these tasks only, such as "1,4,8".', rich_help_panel=_DATA),
@@ -66,6 +69,7 @@ def sft_command(
       vlacoach train --policy policies/cloned
     """  # fmt: skip
     from vlacoach.cli.progress import format_metrics, format_seconds, reporting
+    from vlacoach.envs.suites import get_suite
     from vlacoach.runs.files import plain
     from vlacoach.runs.indices import parse_indices
 
@@ -77,7 +81,7 @@ def sft_command(
             )
     if out.is_dir() and any(out.iterdir()) and not overwrite:
         raise ConfigError(f"The folder {str(out)!r} is not empty.", "Choose another --out, or add --overwrite.")
-    chosen = parse_indices(tasks) if tasks is not None else None
+    chosen = [task.name for task in get_suite(suite).select(parse_indices(tasks))] if tasks is not None else None
     import time
 
     from vlacoach.agents.cloning import CloningConfig, clone, load_frames

@@ -1,0 +1,204 @@
+"""The Gymnasium environments: one world and many."""
+
+import subprocess
+import sys
+
+import gymnasium
+import numpy as np
+import psutil
+import pytest
+from gymnasium.utils.env_checker import check_env
+from gymnasium.vector import AutoresetMode
+
+import vlacoach
+from vlacoach.envs.registration import ENV_IDS
+from vlacoach.envs.vector import LiberoVectorEnv
+from vlacoach.errors import ConfigError, SimulatorError, UnknownNameError
+
+pytestmark = pytest.mark.sim
+
+
+def make(**options):
+    return LiberoVectorEnv(
+        **{"num_envs": 3, "workers": 2, "chunk_size": 4, "image_size": 32, "max_steps": 10, **options}
+    )
+
+
+@pytest.fixture(scope="module")
+def envs():
+    with_two_workers = make()
+    yield with_two_workers
+    with_two_workers.close()
+
+
+def test_importing_registers_every_suite():
+    assert vlacoach.__version__
+    assert set(ENV_IDS.values()) <= set(gymnasium.registry)
+
+
+@pytest.mark.filterwarnings("error")
+def test_the_single_environment_passes_gymnasiums_checks():
+    env = gymnasium.make("vlacoach/LiberoGoal-v0", task=3, image_size=32, render_mode="rgb_array")
+    check_env(env.unwrapped)
+    observation, info = env.reset(seed=0, options={"init_state": 4})
+    assert info["instruction"] == "open the top drawer and put the bowl inside"
+    assert info["init_state"] == 4
+    assert observation["task"] == 3
+    assert env.render().shape == (32, 32, 3)
+    np.testing.assert_array_equal(env.render()[:, ::-1], observation["image"])
+    env.close()
+
+
+def test_make_vec_gives_the_vector_environment():
+    envs = gymnasium.make_vec("vlacoach/LiberoGoal-v0", num_envs=2, workers=1, task=1, image_size=32)
+    assert isinstance(envs.unwrapped, LiberoVectorEnv)
+    assert envs.metadata["autoreset_mode"] is AutoresetMode.DISABLED
+    observation, info = envs.reset(seed=5)
+    assert observation in envs.observation_space
+    assert list(info["instruction"]) == ["put the bowl on the stove"] * 2
+    envs.close()
+
+
+def test_worlds_are_told_apart_and_finished_ones_stand_still(envs):
+    options = {"task": np.array([1, 8, 2]), "init_state": np.array([0, 1, 2])}
+    first, info = envs.reset(seed=0, options=options)
+    assert list(info["instruction"]) == [
+        "put the bowl on the stove",
+        "put the bowl on the plate",
+        "put the wine bottle on top of the cabinet",
+    ]
+    np.testing.assert_array_equal(info["init_state"], [0, 1, 2])
+    executed = []
+    for _ in range(4):
+        _, reward, terminated, truncated, info = envs.step(np.zeros((3, 4, 7), dtype=np.float32))
+        executed.append(info["executed"].tolist())
+        assert not terminated.any()
+        assert not reward.any()
+    # Ten steps in chunks of four, then nothing: not even the picture changes.
+    assert executed == [[4] * 3, [4] * 3, [2] * 3, [0] * 3]
+    assert not truncated.any()
+
+    mask = np.array([False, True, False])
+    again, info = envs.reset(options={**options, "reset_mask": mask})
+    np.testing.assert_array_equal(again["image"][1], first["image"][1])
+    np.testing.assert_array_equal(again["state"][1], first["state"][1])
+    _, _, _, truncated, info = envs.step(np.zeros((3, 4, 7), dtype=np.float32))
+    assert info["executed"].tolist() == [0, 4, 0]
+
+
+def test_an_episode_that_ends_says_so_once(envs):
+    envs.reset(seed=0, options={"task": 1, "init_state": 0})
+    for _ in range(2):
+        envs.step(np.zeros((3, 4, 7), dtype=np.float32))
+    _, _, _, truncated, info = envs.step(np.zeros((3, 4, 7), dtype=np.float32))
+    assert truncated.all()
+    np.testing.assert_array_equal(info["episode"]["l"], [10, 10, 10])
+    np.testing.assert_array_equal(info["_episode"], [True] * 3)
+
+
+def test_observations_are_not_overwritten_by_later_steps(envs):
+    first, _ = envs.reset(seed=0, options={"task": 1, "init_state": 0})
+    kept = {key: value.copy() for key, value in first.items()}
+    envs.step(np.tile(np.array([1, 0, -1, 0, 0, 0, 1], dtype=np.float32), (3, 4, 1)))
+    for key, value in kept.items():
+        np.testing.assert_array_equal(first[key], value)
+
+
+def test_a_vector_of_worlds_and_a_single_world_see_the_same():
+    envs, env = (
+        make(num_envs=1, workers=1),
+        gymnasium.make("vlacoach/LiberoGoal-v0", chunk_size=4, image_size=32).unwrapped,
+    )
+    options = {"task": 5, "init_state": 9}
+    action = np.random.default_rng(0).uniform(-1, 1, (4, 7)).astype(np.float32)
+    many, _ = envs.reset(options=options)
+    one, _ = env.reset(options=options)
+    np.testing.assert_array_equal(many["image"][0], one["image"])
+    many, *_ = envs.step(action[None])
+    one, *_ = env.step(action)
+    np.testing.assert_array_equal(many["image"][0], one["image"])
+    np.testing.assert_array_equal(many["state"][0], one["state"])
+    envs.close()
+
+
+@pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP])
+def test_autoreset(mode):
+    envs = make(num_envs=2, workers=1, max_steps=4, autoreset_mode=mode, task=1)
+    action = np.zeros((2, 4, 7), dtype=np.float32)
+    start, _ = envs.reset(seed=0)
+    observation, _, _, truncated, info = envs.step(action)
+    assert truncated.all()
+    if mode is AutoresetMode.SAME_STEP:
+        assert info["_final_obs"].all()
+        assert not np.array_equal(info["final_obs"][0]["image"], observation["image"][0])
+        np.testing.assert_array_equal(info["final_info"]["episode"]["l"], [4, 4])
+    else:
+        _, reward, _, truncated, info = envs.step(action)
+        assert not truncated.any()
+        assert not reward.any()
+        np.testing.assert_array_equal(info["executed"], [0, 0])
+        _, _, _, truncated, _ = envs.step(action)
+        assert truncated.all()
+    assert start["image"].shape == (2, 32, 32, 3)
+    envs.close()
+
+
+def test_bad_input_is_named(envs):
+    envs.reset(seed=0)
+    with pytest.raises(ConfigError, match="world 1"):
+        actions = np.zeros((3, 4, 7))
+        actions[1, 2, 3] = np.inf
+        envs.step(actions)
+    with pytest.raises(ConfigError, match="shape"):
+        envs.step(np.zeros((3, 7)))
+    with pytest.raises(UnknownNameError, match="Did you mean 'init_state'"):
+        envs.reset(options={"initstate": 3})
+    with pytest.raises(ConfigError, match="no task 11"):
+        envs.reset(options={"task": 11})
+    with pytest.raises(UnknownNameError, match="render profile"):
+        make(render_profile="fats")
+    # The environment survived all of it.
+    observation, _ = envs.reset(seed=0)
+    assert observation["image"].any()
+
+
+def test_a_killed_worker_is_an_error_and_close_leaves_no_process():
+    envs = make(num_envs=2)
+    envs.reset(seed=0)
+    children = [process for process, _ in envs._workers]
+    children[1].kill()
+    with pytest.raises(SimulatorError, match="exit code -9"):
+        envs.step(np.zeros((2, 4, 7), dtype=np.float32))
+    envs.close()
+    assert not any(psutil.pid_exists(child.pid) and child.is_alive() for child in children)
+
+
+def test_nothing_is_printed_by_the_packages_below():
+    code = (
+        "import numpy as np\n"
+        "from vlacoach.envs.vector import LiberoVectorEnv\n"
+        "if __name__ == '__main__':\n"
+        "    envs = LiberoVectorEnv(num_envs=1, workers=1, image_size=32)\n"
+        "    envs.reset(seed=0)\n"
+        "    envs.step(np.zeros((1, 7), dtype=np.float32))\n"
+        "    envs.close()\n"
+    )
+    import pathlib
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        script = pathlib.Path(folder) / "quiet.py"
+        script.write_text(code)
+        result = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True)
+    assert result.stdout == ""
+    assert result.stderr == ""
+
+
+def test_no_gl_library_is_an_error_that_names_packages(monkeypatch):
+    from vlacoach.envs.rendering import find_gl_backend
+
+    find_gl_backend.cache_clear()
+    monkeypatch.setenv("MUJOCO_GL", "no-such-backend")
+    with pytest.raises(SimulatorError, match="apt-get install libegl1"):
+        find_gl_backend()
+    find_gl_backend.cache_clear()
