@@ -350,13 +350,11 @@ def test_kept_rows_match_the_reference(oracle, case):
     np.testing.assert_array_equal(keep.view(-1, size)[:, 0], arrays["kept_prompt"])
 
 
-def test_bounds_are_inclusive_in_single_precision():
-    # 0.1 in float32 lies above 0.1 in float64, and 0.9 below: either comparison in float64 would drop one.
-    success = np.zeros((2, 10), dtype=bool)
-    success[0, 0] = True
-    success[1, :9] = True
-    group = np.repeat([0, 1], 10)
-    keep = informative_groups(success.ravel(), np.full(20, 5), group, 0.1, 0.9)
+@pytest.mark.parametrize(("wins", "low", "high"), [(7, 0.7, 1.0), (1, 0.0, 0.1)])
+def test_bounds_are_inclusive_in_single_precision(wins, low, high):
+    # In float32, 7/10 lies below the double 0.7 and 1/10 above the double 0.1: mixing precisions drops both.
+    success = np.arange(10) < wins
+    keep = informative_groups(success, np.full(10, 5), np.zeros(10), low, high)
     assert bool(keep.all())
 
 

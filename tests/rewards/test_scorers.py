@@ -162,6 +162,36 @@ def test_training_on_successes_ranks_failures_of_unseen_episodes_by_progress():
     assert scores["siglip-t"] > scores["siglip"] + 0.2
 
 
+def test_noise_in_training_helps_on_unseen_episodes():
+    dim, gains = 128, []
+    for seed in (10, 11):
+        train, _ = graded_failures(dim, 32, seed=seed)
+        held_out, progress = graded_failures(dim, 64, seed=seed + 10)
+        failures = [row for row, one in enumerate(held_out) if not one.success]
+        ranks = []
+        for jitter in (0.0, 0.6):
+            scorer = make_scorer("siglip-t", feature_dim=dim, jitter=jitter)
+            scorer.fit(train)
+            ranks.append(spearman(scorer.rewards(held_out)[failures], np.array(progress)[failures]))
+        gains.append(ranks[1] - ranks[0])
+    assert np.mean(gains) > 0.05
+
+
+def test_the_offset_of_features_does_not_matter():
+    # Real towers have features that are large and never change; gating by time must not turn them into noise.
+    plain, _ = graded_failures(DIM, 12, seed=1)
+    moved, _ = graded_failures(DIM, 12, seed=1)
+    for one in moved:
+        one.features = one.features + 16.0
+    embeddings = []
+    for batch in (plain, moved):
+        scorer = make_scorer("siglip-t", feature_dim=DIM, steps=20)
+        scorer.fit(batch)
+        embeddings.append(scorer.embed(batch[0]))
+    # Loose, because the optimizer amplifies rounding; forgetting the offset would shift embeddings by about 16.
+    np.testing.assert_allclose(embeddings[1], embeddings[0], atol=0.1)
+
+
 def test_same_seed_same_numbers(trained):
     scorer, batch, stats = trained
     torch.rand(3)  # The global generator must not matter.

@@ -78,6 +78,12 @@ def test_successes_outside_of_clusters_are_no_reference():
     assert details.score[3] == pytest.approx(FARTHEST)
 
 
+def test_a_feature_that_never_varies_does_not_hide_a_cluster():
+    twins = [[5.0, 0.0], [5.0, 0.001], [5.0, 10.0]]
+    details = self_referential_details([*twins, [5.0, 3.0]], [1, 1, 1, 0], [0] * 4)
+    assert details.cluster.tolist() == [0, 0, -1, NOT_CLUSTERED]
+
+
 def test_constants_can_be_changed():
     arguments = ([[1.0], [2.0], [9.0]], [1, 0, 0], ["a"] * 3)
     score = self_referential_reward(*arguments, success_reward=2.0, ceiling=1.0, steepness=2.0, offset=1.0)
