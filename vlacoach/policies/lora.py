@@ -145,7 +145,8 @@ def load_adapter(policy: VLAPolicy, folder: Path | str, trainable: bool = True) 
         The policy.
 
     Raises:
-        CheckpointError: The folder is incomplete, corrupt, or made for other shapes.
+        CheckpointError: The folder is incomplete, corrupt, or made for other shapes; in the last case the policy is
+            left without an adapter.
     """
     source = Path(folder)
     for name in _FILES:
