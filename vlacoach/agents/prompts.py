@@ -26,8 +26,8 @@ class PromptSampler:
     """Deals (task, initial state) pairs without repetition until all were dealt, and then anew.
 
     Tasks take turns, in an order drawn anew each round, so every update has each task as often as the others to
-    within one; each task goes through its states in an order of its own. The n-th prompt is a function of the seed
-    and n alone: nothing needs saving to resume.
+    within two (one, where it begins with a round); each task goes through its states in an order of its own. The n-th
+    prompt is a function of the seed and n alone: nothing needs saving to resume.
 
     Args:
         tasks: Indices of the tasks.

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vlacoach.agents.objectives import require_finite
 from vlacoach.agents.prompts import Prompt
 from vlacoach.errors import ConfigError
 from vlacoach.policies.policy import VLAPolicy
@@ -115,6 +116,7 @@ def collect(
 
     Raises:
         ConfigError: The environment's chunk size is not the policy's.
+        NonFiniteError: A vision feature or a log-probability is NaN or infinite.
     """
     if envs.chunk_size != policy.chunk_size:
         raise ConfigError(
@@ -131,11 +133,13 @@ def collect(
         worlds = sorted(playing)
         if on_pictures is not None:
             _show(playing, observation, on_pictures)
-        features = policy.encode(_images(observation, worlds))
+        features = require_finite("A vision feature of the rollout", policy.encode(_images(observation, worlds)))
         proprio = torch.from_numpy(observation["state"][worlds])
         instructions = [playing[world].instruction for world in worlds]
         generators = [playing[world].job.generator for world in worlds]
         sample = policy.act(features, instructions, proprio, temperature, generators)
+        # A broken policy still draws tokens, and a batch that the filter drops would never show what it is.
+        require_finite("A log-probability of the rollout", sample.log_prob)
         for row, world in enumerate(worlds):
             _record(playing[world], row, features if keep_features else features[:, :0], proprio, sample)
             actions[world] = sample.actions[row].numpy()
