@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +44,8 @@ class CloningConfig:
         validation: Share of the episodes held out for validation.
         seed: Of the batches and the augmentation.
         bf16: Compute in bfloat16; weights stay float32.
+        fit_statistics: Normalize proprioception by the range it has in the demonstrations; right for a new policy,
+            wrong for one that was trained with another range.
     """
 
     steps: int = 3000
@@ -56,6 +58,7 @@ class CloningConfig:
     validation: float = 0.05
     seed: int = 0
     bf16: bool = True
+    fit_statistics: bool = False
 
 
 @dataclass(frozen=True)
@@ -176,6 +179,8 @@ def clone(
         NonFiniteError: The loss or a gradient is not finite.
     """
     config, reporter = config or CloningConfig(), reporter or NullReporter()
+    if config.fit_statistics:
+        fit_proprio_range(policy, frames)
     labels = action_tokens.encode(action_chunks(frames.actions, frames.episode, policy.chunk_size))
     targets = torch.as_tensor(labels).long().flatten(1)
     train, held_out = _split(frames, config)
@@ -189,14 +194,14 @@ def clone(
     jitter = torch_generator(config.seed, Stream.CLONING, 1)
     reporter.stage("cloning", config.steps)
     policy.model.train()
+    precision, policy.precision = policy.precision, "bf16" if config.bf16 else policy.precision
     for step in range(config.steps):
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * schedule(step, config.steps, config.warmup_steps)
         rows = chooser.choice(train, config.batch_size)
-        with torch.autocast(policy.device.type, torch.bfloat16, enabled=config.bf16):
-            images = augment_images(torch.from_numpy(frames.images[rows]), jitter, max_shift=1)
-            features = policy.features(images)
-            logits = _logits(policy, frames, features, rows)
+        images = augment_images(torch.from_numpy(frames.images[rows]), jitter, max_shift=1)
+        features = policy.features(images)
+        logits = _logits(policy, frames, features, rows)
         loss = functional.cross_entropy(logits.flatten(0, 1), targets[rows].flatten())
         metrics = {"loss": loss.item()}
         if head is not None and bank is not None:
@@ -216,9 +221,18 @@ def clone(
                 metrics["caption_accuracy"] = caption_accuracy(caption_logits.detach(), truth)
             on_log(step + 1, metrics)
     policy.model.eval()
+    policy.precision = precision
     for parameter in policy.model.parameters():
         parameter.requires_grad_(False)
-    return validate(policy, frames, targets, held_out, config)
+    return validate(policy, frames, targets, held_out)
+
+
+def fit_proprio_range(policy: VLAPolicy, frames: Frames, margin: float = 0.1) -> None:
+    """Let -1 and +1 stand for the range of proprioception in the demonstrations, widened by a share of it."""
+    values = torch.from_numpy(frames.proprio).double()
+    low, high = values.min(dim=0).values, values.max(dim=0).values
+    slack = margin * (high - low).clamp(min=1e-3)
+    policy.statistics = replace(policy.statistics, proprio_low=low - slack, proprio_high=high + slack)
 
 
 def schedule(step: int, steps: int, warmup: int) -> float:
@@ -230,15 +244,12 @@ def schedule(step: int, steps: int, warmup: int) -> float:
 
 
 @torch.no_grad()
-def validate(
-    policy: VLAPolicy, frames: Frames, targets: Tensor, rows: NDArray[np.int64], config: CloningConfig
-) -> dict[str, float]:
+def validate(policy: VLAPolicy, frames: Frames, targets: Tensor, rows: NDArray[np.int64]) -> dict[str, float]:
     """Loss, entropy and accuracy on frames that were not trained on; see :func:`clone`."""
     chosen = rows[np.linspace(0, len(rows) - 1, min(len(rows), 512)).astype(int)]
     parts = []
     for part in np.array_split(chosen, max(1, len(chosen) // 64)):
-        with torch.autocast(policy.device.type, torch.bfloat16, enabled=config.bf16):
-            parts.append(_logits(policy, frames, policy.encode(torch.from_numpy(frames.images[part])), part))
+        parts.append(_logits(policy, frames, policy.encode(torch.from_numpy(frames.images[part])), part))
     log_prob = torch.cat(parts).log_softmax(dim=-1)
     target = targets[chosen]
     nll = -log_prob.gather(-1, target[..., None])[..., 0]

@@ -89,7 +89,12 @@ def sft_command(
     from vlacoach.policies.tiny import new_tiny_policy
 
     settings = CloningConfig(
-        steps=steps, batch_size=batch_size, learning_rate=learning_rate, caption_weight=captions, seed=seed
+        steps=steps,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        caption_weight=captions,
+        seed=seed,
+        fit_statistics=policy is None,
     )
     begin = time.monotonic()
     with reporting(narration(), verbosity(context).quiet) as reporter:

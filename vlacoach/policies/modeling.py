@@ -105,6 +105,21 @@ class MLP(nn.Module):
         return cast(torch.Tensor, self.fc2(functional.gelu(self.fc1(values))))
 
 
+def fourier_features(values: torch.Tensor, octaves: int) -> torch.Tensor:
+    """Numbers, and the sines and cosines of ``pi 2^k`` times them for k = 0 to ``octaves - 1``.
+
+    Args:
+        values: (B, n), in [-1, 1].
+        octaves: Frequencies; 0 returns the numbers alone.
+
+    Returns:
+        (B, n * (1 + 2 * octaves)).
+    """
+    angles = [torch.pi * 2.0**octave * values for octave in range(octaves)]
+    waves = [wave for angle in angles for wave in (torch.sin(angle), torch.cos(angle))]
+    return torch.cat([values, *waves], dim=-1)
+
+
 class PrismaticVLA(nn.Module):
     """The model of a :class:`~vlacoach.policies.policy.VLAPolicy`.
 
@@ -119,7 +134,10 @@ class PrismaticVLA(nn.Module):
         self.vision_tower = VisionTower(config.vision)
         self.projector = Projector(config)
         self.language_model = _llama(config.language)
-        self.proprio_projector = None if config.proprio_dim is None else MLP(config.proprio_dim, width, width)
+        self.proprio_projector: MLP | None = None
+        if config.proprio_dim is not None:
+            inputs = config.proprio_dim * (1 + 2 * config.proprio_frequencies)
+            self.proprio_projector = MLP(inputs, width, width)
         self.action_queries: nn.Embedding | None = None
         self.action_context: MLP | None = None
         if config.placeholder == "learned":
@@ -192,7 +210,8 @@ class PrismaticVLA(nn.Module):
         parts = [embed(bos), visual]
         state: torch.Tensor | None = None
         if self.proprio_projector is not None and proprio is not None:
-            state = self.proprio_projector(proprio.to(visual.dtype)).unsqueeze(1)
+            encoded = fourier_features(proprio, self.config.proprio_frequencies)
+            state = self.proprio_projector(encoded.to(visual.dtype)).unsqueeze(1)
             parts.append(state)
         prefix = sum(part.shape[1] for part in parts)
         stop = embed(torch.full_like(bos, self.config.stop_id))

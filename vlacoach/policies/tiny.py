@@ -35,11 +35,13 @@ def tiny_config(vocab_size: int) -> VLAConfig:
         vision=VisionConfig(
             image_size=128, patch_size=16, hidden_size=192, num_layers=4, num_heads=3, mlp_size=512, feature_layer=-1
         ),
-        language=LanguageConfig(vocab_size=vocab_size, hidden_size=256, num_layers=4, num_heads=4, mlp_size=704),
+        language=LanguageConfig(vocab_size=vocab_size, hidden_size=192, num_layers=4, num_heads=3, mlp_size=512),
         proprio_dim=8,
+        proprio_frequencies=4,
         first_action_id=vocab_size - 256,
         placeholder="learned",
         action_context=True,
+        context_size=192,
         patch_merge=2,
         projector_norm=True,
         gripper="env",
