@@ -2,16 +2,13 @@
 # Make sure that a software OpenGL library and Python's venv module are there; installs only what is missing.
 set -euo pipefail
 
+have() { ldconfig -p | grep -q "$1"; }
+
 missing=()
-for library in libEGL.so.1 libGL.so.1 libOSMesa.so.8; do
-    if ! ldconfig -p | grep -q "$library"; then
-        case "$library" in
-            libEGL.so.1) missing+=(libegl1 libgl1-mesa-dri) ;;
-            libGL.so.1) missing+=(libgl1) ;;
-            libOSMesa.so.8) missing+=(libosmesa6) ;;
-        esac
-    fi
-done
+# MuJoCo draws through EGL or OSMesa; one of them is enough.
+if ! { have libEGL.so.1 && have libGL.so.1; } && ! have libOSMesa.so; then
+    missing+=(libegl1 libgl1 libgl1-mesa-dri)
+fi
 python3 -c "import ensurepip" 2>/dev/null || missing+=(python3-venv)
 
 if [ ${#missing[@]} -eq 0 ]; then

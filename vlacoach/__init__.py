@@ -4,11 +4,12 @@ The public face is small::
 
     import gymnasium, vlacoach
 
-    envs = gymnasium.make_vec("vlacoach/LiberoGoal-v0", num_envs=16)
-    policy = vlacoach.load_policy("tiny")
-    scorer = vlacoach.make_scorer("siglip-t", policy=policy)
-    agent = vlacoach.GRPOAgent(policy, envs, scorer, config)
-    agent.learn(updates=40)
+    if __name__ == "__main__":  # The simulator's processes import this file again.
+        policy = vlacoach.load_policy("tiny")
+        envs = gymnasium.make_vec("vlacoach/LiberoGoal-v0", num_envs=16, chunk_size=policy.chunk_size)
+        scorer = vlacoach.make_scorer("siglip-t", policy=policy)
+        agent = vlacoach.GRPOAgent(policy, envs, scorer)
+        agent.learn(updates=40)
 
 Importing this package loads neither torch nor mujoco nor textual; the names below load what they need.
 """

@@ -87,9 +87,13 @@ class TrainingRun:
         """Evaluate, train, evaluate, report."""
         if resume:
             self._resume()
+        else:
+            # Before anything that takes time, so that there is always something to resume.
+            self._checkpoint()
         before = self._baseline()
         self._learn(stop)
         after = self._evaluate("after")
+        self._raise_if_asked(stop)
         comparisons = {split: compare(before[split], after[split]) for split in after}
         return self._finish(comparisons)
 
@@ -105,8 +109,6 @@ class TrainingRun:
 
     def _learn(self, stop: GracefulStop) -> None:
         grpo, every = self.config.grpo, self.config.evaluation.every
-        if self.agent.update == 0:
-            self._checkpoint()
         while self.agent.update < grpo.updates and not self._out_of_time():
             self._raise_if_asked(stop)
             self.agent.learn_once()
@@ -151,7 +153,9 @@ class TrainingRun:
         results = {}
         for split in (HELD_OUT, TRAIN) if self.config.evaluation.train_states else (HELD_OUT,):
             results[split] = self._evaluate_split(split, when if split == HELD_OUT else None)
-            self._log_evaluation(split, results[split])
+        # Together and last: a run that is killed in between evaluates again, and must not have lines twice.
+        for split, result in results.items():
+            self._log_evaluation(split, result)
         return results
 
     def _evaluate_split(self, split: str, when: str | None) -> EvaluationResult:

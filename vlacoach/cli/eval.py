@@ -30,7 +30,7 @@ def evaluate_command(
     context: typer.Context,
     policy: Annotated[
         str | None,
-        typer.Option("--policy", help="Policy: tiny, a folder, or a Hugging Face id.", rich_help_panel=_WHAT),
+        typer.Option("--policy", help="Policy: tiny, or a policy's folder.", rich_help_panel=_WHAT),
     ] = None,
     run: Annotated[
         str | None,

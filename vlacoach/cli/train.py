@@ -47,7 +47,7 @@ def train_command(
     policy: Annotated[
         str | None,
         typer.Option(
-            "--policy", help="Policy to start from: tiny, a folder, or a Hugging Face id.", rich_help_panel=_TASK
+            "--policy", help="Policy to start from: tiny, or a policy's folder.", rich_help_panel=_TASK
         ),
     ] = None,
     updates: Annotated[

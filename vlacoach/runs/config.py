@@ -72,7 +72,7 @@ class PolicyConfig(Section):
     """Which policy is trained, and which of its weights."""
 
     path: Annotated[str, Field(min_length=1)] = "tiny"
-    """Policy to start from: the built-in tiny, a folder, or a Hugging Face id."""
+    """Policy to start from: the built-in tiny, or a policy's folder."""
     lora_rank: Positive = 16
     """Rank of the LoRA adapter."""
     lora_alpha: Annotated[float, Field(gt=0)] = 32.0
@@ -213,6 +213,12 @@ class TrainConfig(Section):
         from vlacoach.runs.resolve import resolve_config
 
         return resolve_config(file, overrides, environ={}).config
+
+    @model_validator(mode="after")
+    def _reference_needs_an_adapter(self) -> TrainConfig:
+        if self.policy.full and self.grpo.kl_coefficient > 0:
+            raise ValueError("grpo.kl_coefficient needs a LoRA adapter to switch off; policy.full trains none")
+        return self
 
     @model_validator(mode="after")
     def _training_never_sees_evaluation_states(self) -> TrainConfig:
