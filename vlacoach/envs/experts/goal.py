@@ -17,32 +17,33 @@ BOWL_RIM = Grip(BOWL, offset=(0.0, 0.052, 0.025), close_below=0.03)
 """The bowl is held by its rim: 0.040 m above its body the fingers slip, below 0.015 m they tilt it."""
 
 
-def _at(position: Vector, x: float = 0.0, y: float = 0.0, z: float = 0.0) -> Vector:
+def at(position: Vector, x: float = 0.0, y: float = 0.0, z: float = 0.0) -> Vector:
+    """``position`` (3,) moved by ``x``, ``y``, ``z`` m."""
     moved: Vector = position + np.array([x, y, z])
     return moved
 
 
 def bowl_on_plate(scene: Scene) -> Steps:
     """Put the bowl on the plate."""
-    target = _at(scene.body_position(PLATE), z=0.004)
+    target = at(scene.body_position(PLATE), z=0.004)
     return pick_and_place(Hand(scene, DOWN), BOWL_RIM, Route(target, height=target[2] + 0.045, standoff=0.14))
 
 
 def bowl_on_stove(scene: Scene) -> Steps:
-    """Put the bowl on the stove."""
-    target = _at(scene.site_position("flat_stove_1_cook_region"), z=0.027)
+    """Put the bowl on the stove, on the near side of the burner."""
+    target = at(scene.site_position("flat_stove_1_cook_region"), x=0.03, y=-0.035, z=0.027)
     return pick_and_place(Hand(scene, DOWN), BOWL_RIM, Route(target, height=target[2] + 0.03, standoff=0.19))
 
 
 def bowl_on_cabinet(scene: Scene) -> Steps:
-    """Put the bowl on top of the cabinet."""
-    target = _at(scene.site_position("wooden_cabinet_1_top_side"), z=0.004)
-    return pick_and_place(Hand(scene, DOWN), BOWL_RIM, Route(target, height=target[2] + 0.03, standoff=0.20))
+    """Put the bowl on top of the cabinet, near its front."""
+    target = at(scene.site_position("wooden_cabinet_1_top_side"), x=-0.04, y=0.04, z=0.004)
+    return pick_and_place(Hand(scene, DOWN), BOWL_RIM, Route(target, height=target[2] + 0.03, standoff=0.16))
 
 
 def cheese_in_bowl(scene: Scene) -> Steps:
     """Put the cream cheese in the bowl."""
-    target = _at(scene.body_position(BOWL), z=0.05)
+    target = at(scene.body_position(BOWL), z=0.05)
     grip = Grip(CHEESE, offset=(0.0, 0.0, 0.003), close_below=0.02)
     return pick_and_place(Hand(scene, DOWN), grip, Route(target, height=target[2] + 0.03, standoff=0.11))
 
@@ -52,13 +53,13 @@ BOTTLE_NECK = Grip(BOTTLE, offset=(0.0, 0.0, 0.115), clearance=0.12, close_below
 
 def bottle_on_cabinet(scene: Scene) -> Steps:
     """Put the wine bottle on top of the cabinet."""
-    target = _at(scene.site_position("wooden_cabinet_1_top_side"), y=0.02, z=0.004)
+    target = at(scene.site_position("wooden_cabinet_1_top_side"), x=-0.05, y=0.03, z=0.004)
     return pick_and_place(Hand(scene, DOWN), BOTTLE_NECK, Route(target, height=target[2] + 0.03, standoff=0.35))
 
 
 def bottle_on_rack(scene: Scene) -> Steps:
     """Put the wine bottle on the rack."""
-    target = _at(scene.site_position("wine_rack_1_top_region"), z=0.01)
+    target = at(scene.site_position("wine_rack_1_top_region"), z=0.01)
     return pick_and_place(Hand(scene, DOWN), BOTTLE_NECK, Route(target, height=target[2] + 0.05, standoff=0.10))
 
 
@@ -70,7 +71,7 @@ def push_plate(scene: Scene) -> Steps:
         plate = scene.body_position(PLATE)
         way = region[:2] - plate[:2]
         ahead = 0.02 * way / max(float(np.linalg.norm(way)), 1e-6)
-        contact = _at(plate, ahead[0], ahead[1], 0.012)
+        contact = at(plate, ahead[0], ahead[1], 0.012)
         if np.linalg.norm((contact - hand.position)[:2]) > 0.03 or hand.position[2] > plate[2] + 0.03:
             yield hand.toward(funnel(contact, hand.position, 0.08), CLOSE)
         else:
@@ -82,7 +83,7 @@ def turn_on_stove(scene: Scene) -> Steps:
     # So close to the robot's base the arm is folded, and the hand turns away unless it is held.
     hand = Hand(scene, DOWN, turning=True)
     knob = scene.body_position("flat_stove_1_button")
-    before, past, through = _at(knob, 0.035, -0.05, 0.03), _at(knob, 0.035, 0.03, 0.03), _at(knob, 0.0, 0.06, 0.03)
+    before, past, through = at(knob, 0.035, -0.05, 0.03), at(knob, 0.035, 0.03, 0.03), at(knob, 0.0, 0.06, 0.03)
     while True:
         yield from reach(hand, lambda: funnel(before, hand.position, 0.08), CLOSE, tolerance=0.01)
         yield from reach(hand, lambda: past, CLOSE, tolerance=0.012, steps=25)
@@ -98,6 +99,13 @@ TOWARD_CABINET: Vector = Rotation.from_euler("x", -np.pi / 2).as_matrix() @ DOWN
 """Hand rotation that points along -y, at the drawers, with the fingers above and below the handle."""
 
 
+def approach(hand: Hand, target: Vector) -> Steps:
+    """Reach ``target`` (3,) m over the objects on the table."""
+    yield from reach(
+        hand, lambda: funnel(target, hand.position, 0.12, radius=0.04, slope=1.0), OPEN, tolerance=0.025, angle=0.15
+    )
+
+
 def pull_drawer(hand: Hand, drawer: str, pull: float) -> Steps:
     """Take a drawer's handle and pull it open by ``pull`` m."""
     scene = hand.scene
@@ -108,14 +116,16 @@ def pull_drawer(hand: Hand, drawer: str, pull: float) -> Steps:
     hand.turn(TOWARD_CABINET)
     opened = handle()[1] + pull
     while handle()[1] < opened:
-        yield from reach(hand, lambda: _at(handle(), y=0.10), OPEN, tolerance=0.025, angle=0.15)
+        # Come down from above: the turned hand is as wide as it is long, and would sweep the bowl off the table.
+        before = at(handle(), y=0.10)
+        yield from approach(hand, before)
         yield from reach(hand, handle, OPEN, tolerance=0.012, steps=40)
         for _ in range(14):
             if touched_by_fingers(scene, CABINET) and scene.gripper_opening() < 0.03:
                 break
             yield hand.toward(handle(), CLOSE)
         while handle()[1] < opened and np.linalg.norm(handle() - hand.position) < 0.03:
-            yield hand.toward(_at(handle(), y=0.10), CLOSE)
+            yield hand.toward(at(handle(), y=0.10), CLOSE)
         if handle()[1] < opened:
             yield from let_go(hand, height=0.0)
 
@@ -134,7 +144,7 @@ def bowl_in_top_drawer(scene: Scene) -> Steps:
     yield from reach(hand, lambda: away, OPEN, tolerance=0.02)
     hand.turn(Rotation.from_euler("z", np.pi / 2).as_matrix() @ DOWN)
     handle = scene.geom_position(HANDLES["top"])
-    above = _at(scene.body_position(BOWL), x=-0.06, y=0.05, z=0.2)
+    above = at(scene.body_position(BOWL), x=-0.06, y=0.05, z=0.2)
     yield from reach(hand, lambda: above, OPEN, tolerance=0.03, angle=0.2)
     grip = Grip(BOWL, offset=(-0.052, 0.0, 0.025), close_below=0.03)
     target = np.array([handle[0], handle[1] - 0.085, 1.075])

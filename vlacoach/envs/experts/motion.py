@@ -69,6 +69,10 @@ class Scene(Protocol):
         """Distance between the fingers in m, 0 to 0.08."""
 
 
+Expert = Callable[[Scene], Steps]
+"""A scripted expert: from privileged state to actions, for as long as it is asked."""
+
+
 def snap(error: Vector, levels: tuple[tuple[float, float], ...]) -> Vector:
     """Turn an error into one of a few speeds, per component.
 

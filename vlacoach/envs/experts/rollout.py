@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import TYPE_CHECKING
@@ -10,13 +10,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from vlacoach.envs.experts.motion import Scene, Steps
+from vlacoach.envs.experts.motion import Expert
 from vlacoach.errors import ConfigError, UnknownNameError
 
 if TYPE_CHECKING:
     from vlacoach.envs.simulator import Simulator
-
-Expert = Callable[[Scene], Steps]
 
 MODULES = {
     "libero_goal": "vlacoach.envs.experts.goal",

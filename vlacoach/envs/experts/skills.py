@@ -40,12 +40,14 @@ class Grip:
         offset: Grip site relative to the body at the grasp (3,), m.
         clearance: Height (m) above the grasp from which the hand comes down.
         close_below: Height (m) above the grasp at which the fingers start to close; they need five steps to arrive.
+        align: Horizontal error (m) above which they do not start to.
     """
 
     body: str
     offset: tuple[float, float, float]
     clearance: float = 0.10
     close_below: float = 0.0
+    align: float = 0.01
 
 
 def grasp(hand: Hand, grip: Grip, steps: int = 80) -> Steps:
@@ -59,7 +61,7 @@ def grasp(hand: Hand, grip: Grip, steps: int = 80) -> Steps:
         away = float(np.linalg.norm(error[:2]))
         if away > 0.03:
             closing = False
-        elif away < 0.01 and -error[2] < max(grip.close_below, 0.006):
+        elif away < grip.align and -error[2] < max(grip.close_below, 0.006):
             closing = True
         if touched_by_fingers(scene, grip.body):
             squeezed += 1
