@@ -36,7 +36,8 @@ def main() -> None:
         difference = paired_difference(first, last)
         print(f"  {'pooled':<40} {rate(first)}  ->  {rate(last)}")
         print(
-            f"  difference {difference.difference:+.1%} [{difference.interval.low:+.1%}, {difference.interval.high:+.1%}], "
+            f"  difference {difference.difference:+.1%} "
+            f"[{difference.interval.low:+.1%}, {difference.interval.high:+.1%}], "
             f"McNemar p = {difference.p_value:.2g} ({difference.gained} gained, {difference.lost} lost)"
         )
 
