@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +13,13 @@ from vlacoach.cli.options import OUTPUT, Json
 from vlacoach.errors import ConfigError
 
 _DATA, _FIT = "Data", "Optimization"
+
+
+class Dtype(str, Enum):
+    """How weights are stored."""
+
+    FP32 = "fp32"
+    BF16 = "bf16"
 
 
 def sft_command(
@@ -53,6 +61,9 @@ def sft_command(
     out: Annotated[
         Path, typer.Option("--out", metavar="FOLDER", help="Where the policy goes.", rich_help_panel=OUTPUT)
     ] = Path("policy"),
+    dtype: Annotated[
+        Dtype, typer.Option("--dtype", help="Of the stored weights.", rich_help_panel=OUTPUT)
+    ] = Dtype.FP32,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace what is in --out.", rich_help_panel=OUTPUT)
     ] = False,
@@ -102,7 +113,7 @@ def sft_command(
         frames = load_frames(sources, chosen)
         learner = new_tiny_policy(seed) if policy is None else load_policy(policy)
         metrics = clone(learner, frames, settings, reporter)
-        learner.save(out)
+        learner.save(out, dtype.value)
     seconds = time.monotonic() - begin
     if as_json:
         show_json(plain({"policy": out, "steps": steps, "seconds": round(seconds, 3), "metrics": metrics}))

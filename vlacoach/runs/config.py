@@ -48,16 +48,16 @@ class EnvConfig(Section):
 
     suite: Annotated[str, Field(min_length=1)] = "libero_goal"
     """LIBERO suite: libero_spatial, libero_object, libero_goal, libero_10, or libero_90."""
-    tasks: Indices | None = None
-    """Tasks of the suite to train on, such as [1, 4, 8] or "0-3"; null is all of them."""
+    tasks: Indices | None = (1, 4, 6, 8)
+    """Tasks of the suite, such as [1, 4, 8] or "0-3"; null, or naming a suite and no tasks, is all of them."""
     states: Indices = tuple(range(30))
     """Initial states (of 50 a task) that training may use; must not overlap evaluation.states."""
     num_envs: Positive = 16
     """Worlds that are rolled out side by side."""
     workers: Positive | None = 2
     """Processes the worlds are spread over; null is one per CPU core."""
-    max_steps: Positive | None = None
-    """Control steps after which an episode is cut off; null is the suite's own limit."""
+    max_steps: Positive | None = 120
+    """Control steps after which an episode is cut off; null, or naming a suite and no limit, is the suite's own."""
     image_size: Annotated[int, Field(ge=16, le=1024)] = 128
     """Width and height of a camera picture, in pixels."""
     render_profile: Literal["fast", "reference"] = "fast"
@@ -66,6 +66,14 @@ class EnvConfig(Section):
     """Cameras whose pictures the policy sees."""
     settle_steps: NonNegative = 10
     """Idle control steps after a reset, until dropped objects lie still."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_named_suite_brings_its_own(cls, values: Any) -> Any:
+        # The defaults fit the tasks that the built-in policy was cloned on; they mean nothing for another suite.
+        if isinstance(values, dict) and "suite" in values:
+            return {"tasks": None, "max_steps": None, **values}
+        return values
 
 
 class PolicyConfig(Section):
