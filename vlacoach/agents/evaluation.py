@@ -8,16 +8,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from vlacoach.agents.prompts import Prompt
 from vlacoach.agents.rollout import ChunkEnvs, Job, collect
 from vlacoach.agents.seeding import Stream, torch_generator
 from vlacoach.agents.video import VideoRecorder
 from vlacoach.envs.vector import LiberoVectorEnv
 from vlacoach.errors import SimulatorError
+from vlacoach.policies import load_policy, lora
 from vlacoach.policies.policy import VLAPolicy
 from vlacoach.rewards.trajectory import Trajectory
 from vlacoach.runs.config import TrainConfig
-from vlacoach.runs.constants import STAGE_EVALUATION
+from vlacoach.runs.constants import ADAPTER_FOLDER, POLICY_FOLDER, STAGE_EVALUATION
 from vlacoach.runs.reporting import NullReporter, Reporter
 from vlacoach.runs.results import EvaluationResult
 
@@ -188,12 +191,13 @@ def load_trained(config: TrainConfig, checkpoint: Path | None = None) -> VLAPoli
     Raises:
         CheckpointError: It is missing, corrupt, or does not fit.
     """
-    from vlacoach.policies import load_policy, lora
-    from vlacoach.runs.constants import ADAPTER_FOLDER, POLICY_FOLDER
-
+    settings = config.policy
+    device = settings.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     if checkpoint is not None and (checkpoint / POLICY_FOLDER).is_dir():
-        return load_policy(checkpoint / POLICY_FOLDER)
-    policy = load_policy(config.policy.path)
+        return load_policy(checkpoint / POLICY_FOLDER, device, settings.precision)
+    policy = load_policy(settings.path, device, settings.precision)
     if checkpoint is not None:
         lora.load_adapter(policy, checkpoint / ADAPTER_FOLDER, trainable=False)
     return policy

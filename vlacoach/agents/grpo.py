@@ -282,8 +282,8 @@ class GRPOAgent:
             The scalar loss, and statistics over the executed tokens.
         """
         grpo = self.config.grpo
-        batch = pad_tokens(trajectories, self.policy.chunk_size, self.policy.action_dim)
         log_prob, entropy = self.log_prob(trajectories)
+        batch = pad_tokens(trajectories, self.policy.chunk_size, self.policy.action_dim, log_prob.device)
         new = batch.scatter(log_prob)
         old = batch.scatter(torch.cat([t.log_prob for t in trajectories]).to(log_prob.device))
         loss, stats = clipped_loss(
@@ -382,12 +382,14 @@ class PaddedTokens:
         mask: (B, L) bool, True where a token's action was executed; L is that of the longest trajectory.
     """
 
-    def __init__(self, looks: Sequence[int], executed: Tensor, chunk: int, action_dim: int) -> None:
+    def __init__(
+        self, looks: Sequence[int], executed: Tensor, chunk: int, action_dim: int, device: torch.device | None = None
+    ) -> None:
         self._looks = list(looks)
         self._place = torch.cat([row * max(looks) + torch.arange(count) for row, count in enumerate(looks)])
         padded = torch.zeros(len(looks) * max(looks), dtype=torch.int64)
         padded[self._place] = executed
-        self.mask = token_mask(padded.view(len(looks), max(looks)), chunk, action_dim)
+        self.mask = token_mask(padded.view(len(looks), max(looks)), chunk, action_dim).to(device)
 
     def scatter(self, values: Tensor) -> Tensor:
         """(sum of T, tokens a chunk) to (B, L), zero where there is no look."""
@@ -396,10 +398,12 @@ class PaddedTokens:
         return padded.index_copy(0, self._place.to(values.device), values).view(rows, -1)
 
 
-def pad_tokens(trajectories: Sequence[Trajectory], chunk: int, action_dim: int) -> PaddedTokens:
+def pad_tokens(
+    trajectories: Sequence[Trajectory], chunk: int, action_dim: int, device: torch.device | None = None
+) -> PaddedTokens:
     """Layout and mask of the trajectories' tokens."""
     executed = torch.cat([trajectory.executed for trajectory in trajectories])
-    return PaddedTokens([trajectory.num_looks for trajectory in trajectories], executed, chunk, action_dim)
+    return PaddedTokens([trajectory.num_looks for trajectory in trajectories], executed, chunk, action_dim, device)
 
 
 def micro_batches(looks: Sequence[int], limit: int) -> list[list[int]]:

@@ -7,11 +7,10 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vlacoach.agents.evaluation import evaluate_split, make_envs
+from vlacoach.agents.evaluation import evaluate_split, load_trained, make_envs
 from vlacoach.agents.grpo import GRPOAgent
 from vlacoach.agents.video import VideoRecorder, side_by_side, write_video
 from vlacoach.errors import ConfigError
-from vlacoach.policies import load_policy
 from vlacoach.rewards import make_scorer
 from vlacoach.runs import constants as names
 from vlacoach.runs.files import replace_text
@@ -70,7 +69,7 @@ class TrainingRun:
         self.config = config
         self.folder = folder
         self.reporter = reporter
-        self.policy = load_policy(config.policy.path)
+        self.policy = load_trained(config)
         scorer = build_scorer(config.reward, self.policy)
         self.envs = make_envs(config, self.policy)
         try:

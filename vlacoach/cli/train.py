@@ -46,9 +46,7 @@ def train_command(
     ] = None,
     policy: Annotated[
         str | None,
-        typer.Option(
-            "--policy", help="Policy to start from: tiny, or a policy's folder.", rich_help_panel=_TASK
-        ),
+        typer.Option("--policy", help="Policy to start from: tiny, or a policy's folder.", rich_help_panel=_TASK),
     ] = None,
     updates: Annotated[
         int | None, typer.Option("--updates", help="Updates of the policy.", rich_help_panel=_UPDATE)

@@ -1,0 +1,1 @@
+"""Demonstrations on disk, in LIBERO's layout; no torch."""

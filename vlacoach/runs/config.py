@@ -81,6 +81,10 @@ class PolicyConfig(Section):
 
     path: Annotated[str, Field(min_length=1)] = "tiny"
     """Policy to start from: the built-in tiny, or a policy's folder."""
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
+    """Where the policy computes: auto takes a CUDA device if there is one."""
+    precision: Literal["fp32", "bf16"] = "bf16"
+    """Precision of matrix products in rollouts and updates; weights stay as they are."""
     lora_rank: Positive = 16
     """Rank of the LoRA adapter."""
     lora_alpha: Annotated[float, Field(gt=0)] = 32.0
