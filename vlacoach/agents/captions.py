@@ -54,6 +54,7 @@ def caption_frames(names: tuple[str, ...], positions: NDArray[np.floating], bins
         for axis, letter in enumerate(AXES):
             values = positions[:, thing, axis]
             borders = np.unique(np.quantile(values, np.linspace(0.0, 1.0, bins + 1)[1:-1]))
+            borders = borders[borders > values.min()]  # Below the lowest border there must be something.
             columns.append(len(sentences) + np.digitize(values, borders))
             sentences += [(*name.lower().split("_"), letter, str(word)) for word in range(len(borders) + 1)]
     return CaptionBank(tuple(sentences), np.stack(columns, axis=1))

@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from vlacoach.agents.captions import CaptionBank, CaptionHead, caption_accuracy, caption_frames, sigmoid_loss
 from vlacoach.agents.objectives import require_finite
-from vlacoach.agents.seeding import Stream, numpy_generator, torch_generator
+from vlacoach.agents.seeding import Stream, derived_seed, numpy_generator, torch_generator
 from vlacoach.data.hdf5 import Demonstration, DemonstrationReader
 from vlacoach.errors import ConfigError
 from vlacoach.policies import action_tokens
@@ -185,7 +185,7 @@ def clone(
     targets = torch.as_tensor(labels).long().flatten(1)
     train, held_out = _split(frames, config)
     bank = _captions(frames, config)
-    head = CaptionHead(bank, policy.feature_dim) if bank else None
+    head = _caption_head(bank, policy.feature_dim, config.seed) if bank else None
     parameters = [*policy.model.parameters(), *(head.parameters() if head else ())]
     for parameter in parameters:
         parameter.requires_grad_(True)
@@ -279,6 +279,12 @@ def _split(frames: Frames, config: CloningConfig) -> tuple[NDArray[np.int64], ND
     chosen = numpy_generator(config.seed, Stream.CLONING, 2).choice(episodes, count, replace=False)
     held_out = np.isin(frames.episode, chosen)
     return np.flatnonzero(~held_out), np.flatnonzero(held_out)
+
+
+def _caption_head(bank: CaptionBank, feature_dim: int, seed: int) -> CaptionHead:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derived_seed(seed, Stream.CLONING, 3))
+        return CaptionHead(bank, feature_dim)
 
 
 def _captions(frames: Frames, config: CloningConfig) -> CaptionBank | None:
