@@ -81,6 +81,7 @@ class TrainingRun:
         self._videos: dict[str, VideoRecorder] = {}
         self._started = time.perf_counter()
         self._spent = 0.0
+        self._saved = -1
 
     def run(self, resume: bool, stop: GracefulStop) -> TrainResult:
         """Evaluate, train, evaluate, report."""
@@ -91,8 +92,7 @@ class TrainingRun:
             self._checkpoint()
         before = self._baseline()
         self._learn(stop)
-        after = self._evaluate("after")
-        self._raise_if_asked(stop)
+        after = self._evaluate("after", stop)
         comparisons = {split: compare(before[split], after[split]) for split in after}
         return self._finish(comparisons)
 
@@ -101,6 +101,7 @@ class TrainingRun:
         for problem in problems:
             self.reporter.message(f"Passed over a damaged checkpoint: {problem}", "warning")
         self.agent.load(checkpoint)
+        self._saved = self.agent.update
         self.folder.rewind(self.agent.update)
         clock = self.folder.metrics()
         self._spent = max((float(line.get("time/elapsed", 0.0)) for line in clock), default=0.0)
@@ -108,16 +109,17 @@ class TrainingRun:
 
     def _learn(self, stop: GracefulStop) -> None:
         grpo, every = self.config.grpo, self.config.evaluation.every
-        while self.agent.update < grpo.updates and not self._out_of_time():
-            self._raise_if_asked(stop)
+        while self.agent.update < grpo.updates and not self._out_of_time() and not stop.requested:
             self.agent.learn_once()
             done = self.agent.update
             self.folder.log_metrics(done, {"time/elapsed": self._elapsed()})
             last = done == grpo.updates or self._out_of_time()
             if every and done % every == 0 and not last:
                 self._log_evaluation(HELD_OUT, self._evaluate_split(HELD_OUT, None))
-            if last or stop.requested or done % self.config.checkpoint.every == 0:
+            if done % self.config.checkpoint.every == 0:
                 self._checkpoint()
+        if self._saved != self.agent.update:
+            self._checkpoint()
         self._raise_if_asked(stop)
 
     def _raise_if_asked(self, stop: GracefulStop) -> None:
@@ -148,10 +150,12 @@ class TrainingRun:
         replace_text(file, text + "\n")
         return results
 
-    def _evaluate(self, when: str) -> dict[str, EvaluationResult]:
+    def _evaluate(self, when: str, stop: GracefulStop | None = None) -> dict[str, EvaluationResult]:
         results = {}
         for split in (HELD_OUT, TRAIN) if self.config.evaluation.train_states else (HELD_OUT,):
             results[split] = self._evaluate_split(split, when if split == HELD_OUT else None)
+        if stop is not None:
+            self._raise_if_asked(stop)
         # Together and last: a run that is killed in between evaluates again, and must not have lines twice.
         for split, result in results.items():
             self._log_evaluation(split, result)
@@ -196,6 +200,7 @@ class TrainingRun:
         lines = [line for line in self.folder.metrics() if line.get(names.STEP) == self.agent.update]
         score = next((float(line[names.ROLLOUT_SUCCESS]) for line in lines if names.ROLLOUT_SUCCESS in line), None)
         self.folder.checkpoints.save(self.agent.update, self.agent.save, score)
+        self._saved = self.agent.update
 
     def _finish(self, comparisons: dict[str, Comparison]) -> TrainResult:
         artifacts = {}
