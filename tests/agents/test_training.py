@@ -1,0 +1,357 @@
+"""A run from beginning to end, and every way in which it can be stopped, on the toy world."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.numpy import load_file
+from toy_envs import ToyEnvs, toy_config, toy_policy
+
+from vlacoach.agents import training
+from vlacoach.agents.training import build_scorer, train
+from vlacoach.errors import CheckpointError, ConfigError
+from vlacoach.rewards.scorers import SiglipScorer
+from vlacoach.rewards.siglip_t import SiglipTScorer
+from vlacoach.runs.config import TrainConfig
+from vlacoach.runs.folder import RunFolder
+from vlacoach.runs.reporting import NullReporter
+from vlacoach.runs.results import TrainResult, read_comparisons
+
+
+class Watcher(NullReporter):
+    """Remembers stages and messages, and may act at the beginning of a stage."""
+
+    def __init__(self, act: Callable[[list[str]], None] | None = None) -> None:
+        self.stages: list[str] = []
+        self.messages: list[str] = []
+        self._act = act
+
+    def stage(self, name: str, total: int | None = None) -> None:
+        self.stages.append(name)
+        if self._act is not None:
+            self._act(self.stages)
+
+    def message(self, text: str, level: str = "info") -> None:
+        self.messages.append(text)
+
+    def update(self, metrics: Mapping[str, float], done: int | None = None, total: int | None = None) -> None:
+        assert metrics["rollout/success"] <= 1
+
+
+class Lost(Exception):
+    """Stands for a machine that goes down."""
+
+
+@pytest.fixture
+def worlds(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[ToyEnvs]]:
+    """The toy world takes the simulator's place; none may be left open."""
+    made: list[ToyEnvs] = []
+
+    def make(config: TrainConfig, policy: object) -> ToyEnvs:
+        made.append(ToyEnvs(config.env.num_envs))
+        return made[-1]
+
+    monkeypatch.setattr(training, "make_envs", make)
+    yield made
+    assert made
+    assert all(envs.closed for envs in made)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return toy_policy().save(tmp_path_factory.mktemp("policy") / "toy")
+
+
+def settings(base: Path, updates: int = 4, **sections: Any) -> TrainConfig:
+    policy = {"path": str(base), **sections.pop("policy", {})}
+    grpo = {"updates": updates, **sections.pop("grpo", {})}
+    return toy_config(policy=policy, grpo=grpo, checkpoint={"every": 1}, **sections)
+
+
+def run(root: Path, config: TrainConfig, reporter: NullReporter | None = None) -> TrainResult:
+    with RunFolder.create(root, config.name, config) as folder, folder.running():
+        return train(config, folder, reporter or Watcher())
+
+
+def resume(root: Path, config: TrainConfig, reporter: NullReporter | None = None) -> TrainResult:
+    with RunFolder.resume("latest", root) as folder, folder.running():
+        return train(config, folder, reporter or Watcher(), resume=True)
+
+
+def lines(path: Path, *, timeless: bool = True) -> list[dict[str, Any]]:
+    """metrics.jsonl without the clock; lines that held nothing else are left out."""
+    kept = []
+    for line in RunFolder(path).metrics():
+        numbers = {key: value for key, value in line.items() if not (timeless and key.startswith("time"))}
+        if numbers.keys() - {"step"}:
+            kept.append(numbers)
+    return kept
+
+
+def adapter(result: TrainResult) -> dict[str, Any]:
+    files = sorted(result.artifacts["adapter"].glob("*.safetensors"))
+    return {key: value.tolist() for file in files for key, value in load_file(file).items()}
+
+
+def episodes(path: Path) -> list[dict[str, Any]]:
+    return [{key: value for key, value in one.items() if key != "time"} for one in RunFolder(path).episodes()]
+
+
+def assert_same_run(one: TrainResult, other: TrainResult) -> None:
+    assert lines(one.run) == lines(other.run)
+    assert episodes(one.run) == episodes(other.run)
+    assert adapter(one) == adapter(other)
+    assert one.updates == other.updates
+    for split, comparison in one.comparisons.items():
+        assert comparison.overall == other.comparisons[split].overall
+
+
+def at_update(number: int, stage: str, do: Callable[[], None]) -> Callable[[list[str]], None]:
+    """Act at the beginning of a stage of an update."""
+
+    def act(stages: list[str]) -> None:
+        if stages[-1] == stage and stages.count("rollout") == number:
+            do()
+
+    return act
+
+
+def interrupt() -> None:
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def lose() -> None:
+    raise Lost
+
+
+def test_a_run_leaves_everything(worlds: list[ToyEnvs], base: Path, tmp_path: Path):
+    config = settings(base, reward={"name": "siglip-t"}, evaluation={"every": 2})
+    watcher = Watcher()
+    result = run(tmp_path, config, watcher)
+    assert result.updates == 4
+    assert set(result.comparisons) == {"held-out", "train"}
+    assert result.artifacts.keys() == {"adapter", "plot", "video"}
+    assert all(path.exists() and path.is_relative_to(result.run) for path in result.artifacts.values())
+    assert result.artifacts["plot"].read_bytes().startswith(b"\x89PNG")
+    assert result.artifacts["video"].stat().st_size > 500
+    names = {file.stem for file in (result.run / "videos").iterdir()}
+    tasks = ("push_the_plate", "turn_on_the_stove")
+    assert names == {"before_after", *(f"{when}_{task}" for when in ("before", "after") for task in tasks)}
+    folder = RunFolder(result.run)
+    assert folder.info()["status"] == "finished"
+    stored = json.loads((result.run / "results.json").read_text())
+    assert stored == json.loads(json.dumps(result.to_json()))
+    assert read_comparisons(result.run / "results.json").keys() == result.comparisons.keys()
+    steps = [line["step"] for line in lines(result.run) if "eval/success" in line]
+    assert steps == [0, 2, 4]
+    assert [line["step"] for line in lines(result.run) if "eval_train/success" in line] == [0, 4]
+    assert [line["step"] for line in lines(result.run) if "rollout/success" in line] == [1, 2, 3, 4]
+    elapsed = [line["time/elapsed"] for line in lines(result.run, timeless=False) if "time/elapsed" in line]
+    assert elapsed == sorted(elapsed)
+    assert len(elapsed) == 4
+    checkpoint = folder.checkpoints.last()
+    assert {path.name for path in checkpoint.iterdir()} == {"adapter", "scorer", "training_state", "manifest.json"}
+    assert watcher.stages.count("rollout") == 4
+
+
+def test_training_never_sees_an_evaluation_state(worlds: list[ToyEnvs], base: Path, tmp_path: Path):
+    started: list[tuple[str, int]] = []
+    watcher = Watcher()
+
+    class Recorded(ToyEnvs):
+        def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, Any]:
+            assert options is not None
+            started.extend((watcher.stages[-1], int(state)) for state in options["init_state"][options["reset_mask"]])
+            return super().reset(seed=seed, options=options)
+
+    config = settings(base, updates=8, env={"states": "0-2,20-22"})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "make_envs", lambda config, policy: worlds.append(Recorded(4)) or worlds[-1])
+        result = run(tmp_path, config, watcher)
+    by_stage = {stage: {state for one, state in started if one == stage} for stage in {one for one, _ in started}}
+    assert by_stage["rollout"] == set(config.env.states)
+    assert by_stage["evaluation (held-out states)"] == {30, 31, 32}
+    assert by_stage["evaluation (train states)"] <= set(config.env.states)
+    assert by_stage["rollout"].isdisjoint(config.evaluation.states)
+    assert {line["init_state"] for line in episodes(result.run)} == set(config.env.states)
+    assert {state for task in result.comparisons["held-out"].after.tasks for state in task.states} == {30, 31, 32}
+
+
+def test_before_and_after_are_paired_and_before_is_the_untrained_policy(
+    worlds: list[ToyEnvs], base: Path, tmp_path: Path
+):
+    result = run(tmp_path / "a", settings(base, updates=1, grpo={"learning_rate": 1e-12}))
+    for comparison in result.comparisons.values():
+        assert comparison.before.success.tolist() == comparison.after.success.tolist()
+        assert comparison.overall.difference == 0
+    trained = run(tmp_path / "b", settings(base, updates=3, grpo={"epochs": 4}))
+    for split, comparison in trained.comparisons.items():
+        assert comparison.before.success.tolist() == result.comparisons[split].before.success.tolist()
+    assert any(one.before.success.tolist() != one.after.success.tolist() for one in trained.comparisons.values())
+
+
+@pytest.mark.parametrize("reward", ["success", "siglip-t"])
+@pytest.mark.parametrize("full", [False, True])
+def test_two_runs_of_a_configuration_are_equal(
+    full: bool, reward: str, worlds: list[ToyEnvs], base: Path, tmp_path: Path
+):
+    config = settings(base, updates=2, policy={"full": full}, reward={"name": reward})
+    assert_same_run(run(tmp_path / "a", config), run(tmp_path / "b", config))
+
+
+@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize("how", ["signal", "loss in the rollout", "loss in the update", "loss in the last evaluation"])
+def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(
+    how: str, full: bool, worlds: list[ToyEnvs], base: Path, tmp_path: Path
+):
+    config = settings(base, policy={"full": full}, reward={"name": "siglip-t"}, evaluation={"every": 2})
+    whole = run(tmp_path / "whole", config)
+    act, error = {
+        "signal": (at_update(3, "rollout", interrupt), KeyboardInterrupt),
+        "loss in the rollout": (at_update(3, "rollout", lose), Lost),
+        "loss in the update": (at_update(3, "update", lose), Lost),
+        "loss in the last evaluation": (at_update(4, "evaluation (train states)", lose), Lost),
+    }[how]
+    with pytest.raises(error):
+        run(tmp_path / "parts", config, Watcher(act))
+    stopped = RunFolder.open("latest", tmp_path / "parts")
+    done = {"signal": 3, "loss in the last evaluation": 4}.get(how, 2)
+    assert int(stopped.checkpoints.last().name) == done
+    assert stopped.info()["status"] == ("interrupted" if how == "signal" else "failed")
+    assert_same_run(whole, resume(tmp_path / "parts", config))
+
+
+def test_a_signal_before_the_first_update_keeps_the_baseline(worlds: list[ToyEnvs], base: Path, tmp_path: Path):
+    def act(stages: list[str]) -> None:
+        if len(stages) == 1:
+            interrupt()
+
+    config = settings(base, updates=2)
+    watcher = Watcher(act)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "parts", config, watcher)
+    assert "rollout" not in watcher.stages
+    again = Watcher()
+    result = resume(tmp_path / "parts", config, again)
+    assert again.stages[0] == "rollout"
+    assert_same_run(run(tmp_path / "whole", config), result)
+
+
+def test_a_loss_in_the_baseline_starts_it_again(worlds: list[ToyEnvs], base: Path, tmp_path: Path):
+    def act(stages: list[str]) -> None:
+        if stages[-1] == "evaluation (train states)":
+            raise Lost
+
+    config = settings(base, updates=2)
+    with pytest.raises(Lost):
+        run(tmp_path / "parts", config, Watcher(act))
+    assert_same_run(run(tmp_path / "whole", config), resume(tmp_path / "parts", config))
+
+
+def test_a_signal_in_the_last_evaluation_does_not_count_it_twice(worlds: list[ToyEnvs], base: Path, tmp_path: Path):
+    config = settings(base, updates=2)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "parts", config, Watcher(at_update(2, "evaluation (held-out states)", interrupt)))
+    result = resume(tmp_path / "parts", config)
+    assert_same_run(run(tmp_path / "whole", config), result)
+
+
+def test_between_checkpoints_a_signal_saves_and_a_loss_goes_back(worlds: list[ToyEnvs], base: Path, tmp_path: Path):
+    config = settings(base, updates=5).model_copy(update={"checkpoint": toy_config().checkpoint})
+    whole = run(tmp_path / "whole", config)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "signal", config, Watcher(at_update(3, "update", interrupt)))
+    assert int(RunFolder.open("latest", tmp_path / "signal").checkpoints.last().name) == 3
+    assert_same_run(whole, resume(tmp_path / "signal", config))
+    with pytest.raises(Lost):
+        run(tmp_path / "loss", config, Watcher(at_update(4, "update", lose)))
+    assert int(RunFolder.open("latest", tmp_path / "loss").checkpoints.last().name) == 0
+    assert_same_run(whole, resume(tmp_path / "loss", config))
+
+
+def test_a_finished_run_can_be_given_more_updates(worlds: list[ToyEnvs], base: Path, tmp_path: Path):
+    run(tmp_path / "parts", settings(base, updates=2))
+    result = resume(tmp_path / "parts", settings(base, updates=4))
+    whole = run(tmp_path / "whole", settings(base, updates=4))
+    assert adapter(result) == adapter(whole)
+    assert [line for line in lines(result.run) if "rollout/success" in line] == [
+        line for line in lines(whole.run) if "rollout/success" in line
+    ]
+    assert result.comparisons["held-out"].overall == whole.comparisons["held-out"].overall
+
+
+def test_a_damaged_checkpoint_is_passed_over_with_a_word(worlds: list[ToyEnvs], base: Path, tmp_path: Path):
+    config = settings(base)
+    with pytest.raises(Lost):
+        run(tmp_path / "parts", config, Watcher(at_update(4, "update", lose)))
+    last = RunFolder.open("latest", tmp_path / "parts").checkpoints.last()
+    file = last / "adapter" / "adapter_model.safetensors"
+    file.write_bytes(file.read_bytes()[:-10])
+    watcher = Watcher()
+    result = resume(tmp_path / "parts", config, watcher)
+    assert any("damaged checkpoint" in text and "00003" in text for text in watcher.messages)
+    assert_same_run(run(tmp_path / "whole", config), result)
+
+
+def test_without_a_checkpoint_or_a_baseline_there_is_nothing_to_resume(
+    worlds: list[ToyEnvs], base: Path, tmp_path: Path
+):
+    config = settings(base, updates=1)
+    result = run(tmp_path, config)
+    (result.run / "baseline.json").unlink()
+    with pytest.raises(ConfigError, match=r"baseline\.json is missing"):
+        resume(tmp_path, settings(base, updates=2))
+    for checkpoint in RunFolder(result.run).checkpoints.entries():
+        (checkpoint / "manifest.json").unlink()
+    with pytest.raises(CheckpointError, match="no intact checkpoint"):
+        resume(tmp_path, config)
+
+
+def test_a_time_budget_ends_the_run_with_what_it_has(worlds: list[ToyEnvs], base: Path, tmp_path: Path):
+    result = run(tmp_path, settings(base, updates=1000, grpo={"minutes": 1e-6}))
+    assert result.updates == 0
+    assert all(comparison.overall.difference == 0 for comparison in result.comparisons.values())
+
+
+def test_the_policy_that_was_measured_last_is_the_one_that_is_saved(
+    worlds: list[ToyEnvs], base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    # Time runs out in the evaluation between updates 3 and 4, neither of which has a checkpoint by number.
+    config = settings(base, updates=100, evaluation={"every": 3}, grpo={"minutes": 50})
+    config = config.model_copy(update={"checkpoint": toy_config().checkpoint})
+    clock = training.time.perf_counter
+    late = [0.0]
+    monkeypatch.setattr(training.time, "perf_counter", lambda: clock() + late[0])
+
+    def act(stages: list[str]) -> None:
+        if stages.count("rollout") == 3 and stages[-1].startswith("evaluation"):
+            late[0] = 1e6
+
+    result = run(tmp_path, config, Watcher(act))
+    assert result.updates == 3
+    assert int(RunFolder(result.run).checkpoints.last().name) == 3
+
+
+def test_a_wrong_task_is_refused_and_closes_the_worlds(worlds: list[ToyEnvs], base: Path, tmp_path: Path):
+    with pytest.raises(ConfigError, match="no task 2"):
+        run(tmp_path, settings(base, env={"tasks": [0, 2]}))
+
+
+def test_the_reward_section_builds_the_scorer():
+    policy = toy_policy()
+    plain = build_scorer(toy_config(reward={"name": "siglip", "pooling": "last-k", "last_k": 3}).reward, policy)
+    assert isinstance(plain, SiglipScorer)
+    assert (plain.pooling, plain.pooling_k) == ("last-k", 3)
+    reward = {"name": "siglip-t", "pooling": "segments", "segments": 2, "fusion": "add", "params": {"steps": 7}}
+    temporal = build_scorer(toy_config(reward=reward).reward, policy)
+    assert isinstance(temporal, SiglipTScorer)
+    assert (temporal.pooling, temporal.pooling_k, temporal.fusion.fusion, temporal.steps) == ("segments", 2, "add", 7)
+    assert temporal.feature_dim == policy.feature_dim
+    ablation = build_scorer(toy_config(reward={"name": "siglip-t", "temporal": False}).reward, policy)
+    assert not isinstance(ablation, SiglipTScorer)
