@@ -30,57 +30,76 @@ def osc_torque(
     jacobian: Any,
     position: Any,
     rotation: Any,
-    velocity: Any,
-    joint_position: Any,
-    joint_velocity: Any,
+    qpos: Any,
+    qvel: Any,
+    bias: Any,
+    qpos_index: Any,
+    qvel_index: Any,
     goal_position: Any,
     goal_rotation: Any,
     rest_position: Any,
-    bias: Any,
 ) -> Any:
-    """Joint torques that pull the hand to its goal pose; all arrays float64.
+    """Joint torques that pull the hand to its goal pose; all arrays float64, indices int64.
+
+    Takes the whole model's arrays, so that picking the arm's entries is compiled too.
 
     Args:
-        mass: (7, 7) joint-space inertia of the arm.
-        jacobian: (6, 7) of the grip site, translation above rotation.
+        mass: (nv, nv) joint-space inertia.
+        jacobian: (6, nv) of the grip site, translation above rotation.
         position: (3,) of the grip site, meters.
-        rotation: (3, 3) of the grip site.
-        velocity: (6,) of the grip site, m/s and rad/s.
-        joint_position: (7,) radians.
-        joint_velocity: (7,) rad/s.
+        rotation: (9,) of the grip site, row by row.
+        qpos: (nq,) joint positions.
+        qvel: (nv,) joint velocities.
+        bias: (nv,) Coriolis, centrifugal and gravity torques.
+        qpos_index: (7,) where the arm's joints are in ``qpos``.
+        qvel_index: (7,) where the arm's joints are in ``qvel``.
         goal_position: (3,) meters.
         goal_rotation: (3, 3).
         rest_position: (7,) posture held in the null space, radians.
-        bias: (7,) Coriolis, centrifugal and gravity torques.
 
     Returns:
         (7,) torques in Nm, before the actuators' limits.
     """
     kp = 150.0
     kd = 2.0 * math.sqrt(kp)
-    inverse_mass = np.linalg.inv(mass)
-    j_pos = np.ascontiguousarray(jacobian[:3])
-    j_rot = np.ascontiguousarray(jacobian[3:])
-    lambda_full = np.linalg.pinv(np.dot(np.dot(jacobian, inverse_mass), jacobian.T))
-    lambda_pos = np.linalg.pinv(np.dot(np.dot(j_pos, inverse_mass), j_pos.T))
-    lambda_rot = np.linalg.pinv(np.dot(np.dot(j_rot, inverse_mass), j_rot.T))
+    n = len(qvel_index)
+    arm_mass, arm_jacobian, posture_error = np.empty((n, n)), np.empty((6, n)), np.empty(n)
+    for i in range(n):
+        posture_error[i] = 10.0 * (rest_position[i] - qpos[qpos_index[i]])
+        posture_error[i] -= 2.0 * math.sqrt(10.0) * qvel[qvel_index[i]]
+        for j in range(n):
+            arm_mass[i, j] = mass[qvel_index[i], qvel_index[j]]
+        for j in range(6):
+            arm_jacobian[j, i] = jacobian[j, qvel_index[i]]
+    velocity = np.dot(jacobian, qvel)
+
+    # robosuite takes pseudo-inverses here; away from exact singularities these are the inverses, at a third the cost.
+    inverse_mass = np.linalg.inv(arm_mass)
+    mobility = np.dot(np.dot(arm_jacobian, inverse_mass), arm_jacobian.T)
+    lambda_full = np.linalg.inv(mobility)
+    lambda_pos = np.linalg.inv(np.ascontiguousarray(mobility[:3, :3]))
+    lambda_rot = np.linalg.inv(np.ascontiguousarray(mobility[3:, 3:]))
 
     error = np.zeros(3)
     for k in range(3):
         # Half the sum of the cross products of current and desired axes: the rotation vector for small angles.
-        a, b = rotation[:, k], goal_rotation[:, k]
-        error[0] += 0.5 * (a[1] * b[2] - a[2] * b[1])
-        error[1] += 0.5 * (a[2] * b[0] - a[0] * b[2])
-        error[2] += 0.5 * (a[0] * b[1] - a[1] * b[0])
+        a0, a1, a2 = rotation[k], rotation[3 + k], rotation[6 + k]
+        b0, b1, b2 = goal_rotation[0, k], goal_rotation[1, k], goal_rotation[2, k]
+        error[0] += 0.5 * (a1 * b2 - a2 * b1)
+        error[1] += 0.5 * (a2 * b0 - a0 * b2)
+        error[2] += 0.5 * (a0 * b1 - a1 * b0)
 
     wrench = np.empty(6)
     wrench[:3] = np.dot(lambda_pos, kp * (goal_position - position) - kd * velocity[:3])
     wrench[3:] = np.dot(lambda_rot, kp * error - kd * velocity[3:])
 
-    posture = np.dot(mass, 10.0 * (rest_position - joint_position) - 2.0 * math.sqrt(10.0) * joint_velocity)
-    dynamically_consistent = np.dot(np.dot(inverse_mass, jacobian.T), lambda_full)
-    null_space = np.eye(7) - np.dot(dynamically_consistent, jacobian)
-    return np.dot(jacobian.T, wrench) + bias + np.dot(null_space.T, posture)
+    posture = np.dot(arm_mass, posture_error)
+    consistent_inverse = np.dot(np.dot(inverse_mass, arm_jacobian.T), lambda_full)
+    null_space = np.eye(n) - np.dot(consistent_inverse, arm_jacobian)
+    torque = np.dot(arm_jacobian.T, wrench) + np.dot(null_space.T, posture)
+    for i in range(n):
+        torque[i] += bias[qvel_index[i]]
+    return torque
 
 
 def rotation_matrix(vector: Array) -> Array:

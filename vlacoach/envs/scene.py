@@ -43,6 +43,8 @@ class HomePose:
     position: NDArray[np.float64]
     rotation: NDArray[np.float64]
     joint_position: NDArray[np.float64]
+    qpos: NDArray[np.float64]
+    qvel: NDArray[np.float64]
     mass: NDArray[np.float64]
     jacobian: NDArray[np.float64]
 
@@ -128,19 +130,27 @@ def build_scene(task: Task, seed: int = 0) -> Scene:
     return Scene(
         model=model,
         arm=arm,
-        home=_home_pose(robot.controller),
+        home=_home_pose(robot.controller, model, arm),
         burners=_burners(env, model),
         _env=env,
     )
 
 
-def _home_pose(controller: Any) -> HomePose:
+def _home_pose(controller: Any, model: mujoco.MjModel, arm: ArmIndices) -> HomePose:
+    """The controller's values, laid out as the whole model's arrays; entries of other joints stay zero."""
+    qpos, qvel = np.zeros(model.nq), np.zeros(model.nv)
+    mass, jacobian = np.zeros((model.nv, model.nv)), np.zeros((6, model.nv))
+    qpos[arm.qpos] = controller.initial_joint
+    mass[np.ix_(arm.qvel, arm.qvel)] = controller.mass_matrix
+    jacobian[:, arm.qvel] = controller.J_full
     return HomePose(
         position=np.array(controller.ee_pos),
         rotation=np.array(controller.ee_ori_mat),
         joint_position=np.array(controller.initial_joint),
-        mass=np.array(controller.mass_matrix),
-        jacobian=np.array(controller.J_full),
+        qpos=qpos,
+        qvel=qvel,
+        mass=mass,
+        jacobian=jacobian,
     )
 
 

@@ -54,6 +54,8 @@ class _World:
     goal_position: NDArray[np.float64]
     goal_rotation: NDArray[np.float64]
     gripper: NDArray[np.float64]
+    mass: NDArray[np.float64]
+    jacobian: NDArray[np.float64]
     at_home: bool = True  # The controller has not looked at the state since the reset.
 
 
@@ -192,6 +194,8 @@ class Simulator:
             goal_position=data.site_xpos[scene.arm.site].copy(),
             goal_rotation=scene.home.rotation.copy(),
             gripper=np.zeros(2),
+            mass=np.empty((scene.model.nv, scene.model.nv)),
+            jacobian=np.empty((6, scene.model.nv)),
         )
         idle = np.array([0.0] * 6 + [-1.0])
         for _ in range(settle_steps):
@@ -226,59 +230,49 @@ class Simulator:
 
     def _move(self, state: _World, command: NDArray[np.float64]) -> None:
         model, data, arm = state.scene.model, state.data, state.scene.arm
-        limits = model.actuator_ctrlrange[arm.actuators]
+        low, high = model.actuator_ctrlrange[arm.actuators].T
+        ctrl = data.ctrl
         grip_range = model.actuator_ctrlrange[arm.gripper_actuators]
         grip_bias, grip_weight = grip_range.mean(axis=1), np.ptp(grip_range, axis=1) / 2.0
+        # The gripper's command creeps toward its end by one notch a physics step.
+        notches = np.arange(1, PHYSICS_STEPS + 1)[:, None]
         grip_change = np.array([-1.0, 1.0]) * GRIPPER_SPEED * np.sign(command[6])
+        grip = np.clip(state.gripper + notches * grip_change, -1.0, 1.0)
+        state.gripper = grip[-1].copy()
         for physics_step in range(PHYSICS_STEPS):
             # mj_step1, control, mj_step2 is mj_step with the control computed on the state it will act on.
             mujoco.mj_step1(model, data)
             if physics_step == 0:
                 self._set_goal(state, command)
-            torque = self._home_torque(state) if state.at_home else self._torque(state)
+            ctrl[arm.actuators] = np.minimum(np.maximum(self._torque(state), low), high)
+            ctrl[arm.gripper_actuators] = grip_bias + grip_weight * grip[physics_step]
             state.at_home = False
-            np.clip(state.gripper + grip_change, -1.0, 1.0, out=state.gripper)
-            data.ctrl[arm.actuators] = np.clip(torque, limits[:, 0], limits[:, 1])
-            data.ctrl[arm.gripper_actuators] = grip_bias + grip_weight * state.gripper
             mujoco.mj_step2(model, data)
 
     @staticmethod
     def _torque(state: _World) -> NDArray[np.float64]:
-        scene, data, arm = state.scene, state.data, state.scene.arm
-        jacobian = np.empty((6, scene.model.nv))
-        mass = np.empty((scene.model.nv, scene.model.nv))
-        mujoco.mj_jacSite(scene.model, data, jacobian[:3], jacobian[3:], arm.site)
-        mujoco.mj_fullM(scene.model, mass, data.qM)
+        model, data, arm, home = state.scene.model, state.data, state.scene.arm, state.scene.home
+        if state.at_home:
+            mass, jacobian, qpos, qvel = home.mass, home.jacobian, home.qpos, home.qvel
+            position, rotation = home.position, home.rotation.ravel()
+        else:
+            mass, jacobian, qpos, qvel = state.mass, state.jacobian, data.qpos, data.qvel
+            position, rotation = data.site_xpos[arm.site], data.site_xmat[arm.site]
+            mujoco.mj_jacSite(model, data, jacobian[:3], jacobian[3:], arm.site)
+            mujoco.mj_fullM(model, mass, data.qM)
         torque: NDArray[np.float64] = osc_torque(
-            mass[np.ix_(arm.qvel, arm.qvel)],
-            np.ascontiguousarray(jacobian[:, arm.qvel]),
-            data.site_xpos[arm.site],
-            data.site_xmat[arm.site].reshape(3, 3),
-            jacobian @ data.qvel,
-            data.qpos[arm.qpos],
-            data.qvel[arm.qvel],
-            state.goal_position,
-            state.goal_rotation,
-            scene.home.joint_position,
-            data.qfrc_bias[arm.qvel],
-        )
-        return torque
-
-    @staticmethod
-    def _home_torque(state: _World) -> NDArray[np.float64]:
-        home = state.scene.home
-        torque: NDArray[np.float64] = osc_torque(
-            home.mass,
-            home.jacobian,
-            home.position,
-            home.rotation,
-            np.zeros(6),
-            home.joint_position,
-            np.zeros(len(home.joint_position)),
+            mass,
+            jacobian,
+            position,
+            rotation,
+            qpos,
+            qvel,
+            data.qfrc_bias,
+            arm.qpos,
+            arm.qvel,
             state.goal_position,
             state.goal_rotation,
             home.joint_position,
-            state.data.qfrc_bias[state.scene.arm.qvel],
         )
         return torque
 
