@@ -4,7 +4,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-TRAIN_ARGS ?= --reward siglip-t
+TRAIN_ARGS ?= --reward siglip-t --minutes 20
 
 # The torch release whose plain wheel runs on a CPU alone where one is offered; any of the range in pyproject.toml works.
 TORCH ?= torch==2.13.0

@@ -29,7 +29,7 @@ def tiny_config(vocab_size: int) -> VLAConfig:
         vocab_size: Entries of its tokenizer, the action ids included.
 
     Returns:
-        5.6 M parameters with a vocabulary of 460 entries: 128-pixel images, 64 patches, 16 visual tokens.
+        4.3 M parameters with a vocabulary of 349 entries: 128-pixel images, 64 patches, 16 visual tokens.
     """
     return VLAConfig(
         vision=VisionConfig(
