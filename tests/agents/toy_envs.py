@@ -95,7 +95,7 @@ class ToyEnvs:
         self._chunks = [0] * num_envs
         self._done = np.ones(num_envs, dtype=np.bool_)
 
-    def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, Any]:
+    def begin_reset(self, options: dict[str, Any] | None = None) -> Any:
         assert options is not None
         for world in np.flatnonzero(options["reset_mask"]):
             assert self._done[world], "a world was started anew in the middle of an episode"
@@ -104,13 +104,17 @@ class ToyEnvs:
             self._chunks[world] = 0
             self._done[world] = False
             self.resets += 1
-        return self._observation(), self._info(np.zeros(self.num_envs, dtype=np.int64))
+        none = np.zeros(self.num_envs, dtype=np.bool_)
+        return self._observation(), none.astype(np.float64), none, none, self._info(none.astype(np.int64))
 
-    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, Any]:
+    def finish(self, pending: Any) -> tuple[Any, Any, Any, Any, Any]:
+        return pending
+
+    def begin_step(self, actions: Any, worlds: Any) -> Any:
         assert actions.shape == (self.num_envs, CHUNK, ACTION_DIM)
         success, truncated, invalid = (np.zeros(self.num_envs, dtype=np.bool_) for _ in range(3))
         executed = np.zeros(self.num_envs, dtype=np.int64)
-        for world in np.flatnonzero(~self._done):
+        for world in np.flatnonzero(worlds & ~self._done):
             task, init_state = self._where[world]
             self._chunks[world] += 1
             last = self._chunks[world] == chunks_of(init_state)

@@ -19,16 +19,19 @@ from vlacoach.rewards.trajectory import Trajectory
 
 
 class ChunkEnvs(Protocol):
-    """What a rollout needs of ``LiberoVectorEnv``: worlds that stand still when done, and resets by mask."""
+    """What a rollout needs of ``LiberoVectorEnv``: worlds that stand still when done, and work begun without waiting."""
 
     num_envs: int
     chunk_size: int | None
 
-    def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, Any]:
+    def begin_reset(self, options: dict[str, Any] | None = None) -> Any:
         """Start episodes in the worlds of ``options["reset_mask"]``."""
 
-    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, Any]:
-        """Execute a chunk in every world that is not done."""
+    def begin_step(self, actions: Any, worlds: Any) -> Any:
+        """Execute a chunk in the worlds of a mask."""
+
+    def finish(self, pending: Any) -> tuple[Any, Any, Any, Any, Any]:
+        """Wait for begun work; what ``step`` returns."""
 
 
 @dataclass(frozen=True)
@@ -123,66 +126,106 @@ def collect(
             f"The policy decodes chunks of {policy.chunk_size}, the environment takes {envs.chunk_size}.",
             f"Make the environment with chunk_size={policy.chunk_size}.",
         )
-    waiting = deque(jobs)
-    results: dict[int, Trajectory] = {}
-    playing: dict[int, _Episode] = {}
-    actions = np.zeros((envs.num_envs, policy.chunk_size, policy.action_dim), dtype=np.float32)
-    observation: dict[str, Any] = {}
-    while waiting or playing:
-        observation = _start(envs, playing, waiting) or observation
-        worlds = sorted(playing)
-        if on_pictures is not None:
-            _show(playing, observation, on_pictures)
-        features = require_finite("A vision feature of the rollout", policy.encode(_images(observation, worlds)))
-        proprio = torch.from_numpy(observation["state"][worlds])
-        instructions = [playing[world].instruction for world in worlds]
-        generators = [playing[world].job.generator for world in worlds]
-        sample = policy.act(features, instructions, proprio, temperature, generators)
-        # A broken policy still draws tokens, and a batch that the filter drops would never show what it is.
-        require_finite("A log-probability of the rollout", sample.log_prob)
-        for row, world in enumerate(worlds):
-            _record(playing[world], row, features if keep_features else features[:, :0], proprio, sample)
-            actions[world] = sample.actions[row].numpy()
-        observation, _, success, truncated, info = envs.step(actions)
+    rollout = _Rollout(policy, envs, deque(jobs), temperature, keep_features, on_episode, on_pictures)
+    # While the simulator works on one half of the worlds, the policy looks at the other.
+    lanes = [list(range(lane, envs.num_envs, 2)) for lane in range(min(2, envs.num_envs))]
+    begun: dict[int, list[tuple[list[int], Any]]] = {}
+    while rollout.waiting or rollout.playing:
+        for lane, worlds in enumerate(lanes):
+            for busy, pending in begun.pop(lane, []):
+                rollout.land(busy, *envs.finish(pending))
+            begun[lane] = rollout.launch(worlds)
+            if on_look is not None:
+                on_look()
+    return [rollout.results[job.slot] for job in jobs]
+
+
+@dataclass
+class _Rollout:
+    """Episodes in progress.
+
+    Attributes:
+        waiting: Jobs no world has taken yet.
+        playing: Episode of each world that has one.
+        results: Finished trajectories, by slot.
+    """
+
+    policy: VLAPolicy
+    envs: ChunkEnvs
+    waiting: deque[Job]
+    temperature: float
+    keep_features: bool
+    on_episode: Callable[[Trajectory], None] | None
+    on_pictures: Callable[[int, Any], None] | None
+    playing: dict[int, _Episode] = field(default_factory=dict)
+    results: dict[int, Trajectory] = field(default_factory=dict)
+    _seen: dict[int, dict[str, Any]] = field(default_factory=dict)
+
+    def launch(self, worlds: Sequence[int]) -> list[tuple[list[int], Any]]:
+        """Act in the worlds whose picture is there, and start waiting jobs in those that are free, without waiting.
+
+        Returns:
+            Worlds at work, and what to wait for.
+        """
+        ready = [world for world in worlds if world in self._seen]
+        begun = [(ready, self._act(ready))] if ready else []
+        fresh = {world: self.waiting.popleft() for world in worlds if self.waiting and world not in self.playing}
+        if fresh:
+            begun.append((list(fresh), self._start(fresh)))
+        return begun
+
+    def land(
+        self, worlds: Sequence[int], observation: Any, reward: Any, success: Any, truncated: Any, info: Any
+    ) -> None:
+        """Take in what begun work led to: new pictures, and episodes that have ended."""
         ended = [world for world in worlds if success[world] or truncated[world]]
         for world in worlds:
-            playing[world].executed.append(int(info["executed"][world]))
-        last = policy.encode(_images(observation, ended)) if ended and keep_features else None
+            episode = self.playing[world]
+            if len(episode.executed) < len(episode.tokens):
+                episode.executed.append(int(info["executed"][world]))
+            episode.instruction = str(info["instruction"][world])
+            self._seen[world] = {key: value[world] for key, value in observation.items()}
+            if self.on_pictures is not None:
+                self.on_pictures(episode.job.slot, next(iter(self._seen[world].values())))
+        last = self.policy.encode(_images(self._seen, ended)) if ended and self.keep_features else None
         for row, world in enumerate(ended):
-            if on_pictures is not None:
-                _show({world: playing[world]}, observation, on_pictures)
+            del self._seen[world]
+            episode = self.playing.pop(world)
             valid = not ("invalid" in info and info["invalid"][world])
-            episode = playing.pop(world)
             done = episode.finish(bool(success[world]), valid, None if last is None else last[row])
-            results[episode.job.slot] = done
-            if on_episode is not None:
-                on_episode(done)
-        if on_look is not None:
-            on_look()
-    return [results[job.slot] for job in jobs]
+            self.results[episode.job.slot] = done
+            if self.on_episode is not None:
+                self.on_episode(done)
+
+    def _act(self, worlds: Sequence[int]) -> Any:
+        features = require_finite("A vision feature of the rollout", self.policy.encode(_images(self._seen, worlds)))
+        proprio = torch.from_numpy(np.stack([self._seen[world]["state"] for world in worlds]))
+        instructions = [self.playing[world].instruction for world in worlds]
+        generators = [self.playing[world].job.generator for world in worlds]
+        sample = self.policy.act(features, instructions, proprio, self.temperature, generators)
+        # A broken policy still draws tokens, and a batch that the filter drops would never show what it is.
+        require_finite("A log-probability of the rollout", sample.log_prob)
+        actions = np.zeros((self.envs.num_envs, self.policy.chunk_size, self.policy.action_dim), dtype=np.float32)
+        mask = np.zeros(self.envs.num_envs, dtype=np.bool_)
+        for row, world in enumerate(worlds):
+            _record(self.playing[world], row, features if self.keep_features else features[:, :0], proprio, sample)
+            actions[world], mask[world] = sample.actions[row].numpy(), True
+            del self._seen[world]
+        return self.envs.begin_step(actions, mask)
+
+    def _start(self, fresh: dict[int, Job]) -> Any:
+        count = self.envs.num_envs
+        mask, tasks, states = np.zeros(count, dtype=np.bool_), np.zeros(count, np.int64), np.zeros(count, np.int64)
+        for world, job in fresh.items():
+            mask[world], tasks[world], states[world] = True, job.prompt.task, job.prompt.init_state
+            self.playing[world] = _Episode(job, "")
+        return self.envs.begin_reset({"task": tasks, "init_state": states, "reset_mask": mask})
 
 
-def _start(envs: ChunkEnvs, playing: dict[int, _Episode], waiting: deque[Job]) -> dict[str, Any] | None:
-    """Put waiting jobs into free worlds; the new observation, or None if there was nothing to do."""
-    fresh: dict[int, Job] = {}
-    for world in range(envs.num_envs):
-        if waiting and world not in playing:
-            fresh[world] = waiting.popleft()
-    if not fresh:
-        return None
-    mask = np.zeros(envs.num_envs, dtype=np.bool_)
-    tasks, states = np.zeros(envs.num_envs, dtype=np.int64), np.zeros(envs.num_envs, dtype=np.int64)
-    for world, job in fresh.items():
-        mask[world], tasks[world], states[world] = True, job.prompt.task, job.prompt.init_state
-    observation, info = envs.reset(options={"task": tasks, "init_state": states, "reset_mask": mask})
-    for world, job in fresh.items():
-        playing[world] = _Episode(job, str(info["instruction"][world]))
-    return dict(observation)
-
-
-def _images(observation: dict[str, Any], worlds: list[int]) -> Any:
-    """(B, H, W, 3), or (B, I, H, W, 3) if the environment has several cameras."""
-    pictures = [observation[key][worlds] for key in observation if key not in ("state", "task")]
+def _images(seen: dict[int, dict[str, Any]], worlds: Sequence[int]) -> Tensor:
+    """(B, H, W, 3) pictures of some worlds, or (B, I, H, W, 3) if the environment has several cameras."""
+    keys = [key for key in seen[worlds[0]] if key not in ("state", "task")]
+    pictures = [np.stack([seen[world][key] for world in worlds]) for key in keys]
     return torch.from_numpy(pictures[0] if len(pictures) == 1 else np.stack(pictures, axis=1))
 
 
@@ -191,9 +234,3 @@ def _record(episode: _Episode, row: int, features: Tensor, proprio: Tensor, samp
     episode.proprio.append(proprio[row])
     episode.tokens.append(sample.tokens[row])
     episode.log_prob.append(sample.log_prob[row])
-
-
-def _show(playing: dict[int, _Episode], observation: dict[str, Any], on_pictures: Callable[[int, Any], None]) -> None:
-    key = next(iter(observation))
-    for world, episode in playing.items():
-        on_pictures(episode.job.slot, observation[key][world])

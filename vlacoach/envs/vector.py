@@ -6,8 +6,9 @@ import ctypes
 import multiprocessing
 import os
 import signal
+from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -25,6 +26,21 @@ from vlacoach.envs.suites import NUM_INITIAL_STATES, get_suite
 from vlacoach.errors import ConfigError, SimulatorError, UnknownNameError
 
 _CLOSE_SECONDS = 5.0
+
+
+@dataclass
+class Pending:
+    """Work that simulator processes are doing; hand it to :meth:`LiberoVectorEnv.finish`.
+
+    Attributes:
+        workers: Processes that have not answered yet.
+        outcomes: What chunks did, by world; None for worlds that were started anew.
+        failure: The first error a process reported.
+    """
+
+    workers: set[int]
+    outcomes: dict[int, Outcome | None] = field(default_factory=dict)
+    failure: Exception | None = None
 
 
 @dataclass(frozen=True)
@@ -163,6 +179,7 @@ class LiberoVectorEnv(gymnasium.vector.VectorEnv[dict[str, Any], NDArray[np.floa
         forced = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
         before = {name: os.environ.get(name) for name in forced}
         self._workers: list[tuple[Any, Connection]] = []
+        self._queues: list[deque[Pending]] = [deque() for _ in self._shares]
         try:
             os.environ.update(forced)
             for first, share in zip(self._firsts, self._shares, strict=True):
@@ -194,6 +211,11 @@ class LiberoVectorEnv(gymnasium.vector.VectorEnv[dict[str, Any], NDArray[np.floa
                 are drawn. ``reset_mask``, bool (N,), limits the reset to some worlds; their rows alone are used.
         """
         super().reset(seed=seed[0] if isinstance(seed, list) else seed)
+        observation, _, _, _, info = self.finish(self.begin_reset(options))
+        return observation, info
+
+    def begin_reset(self, options: dict[str, Any] | None = None) -> Pending:
+        """Start episodes as :meth:`reset` does, without waiting; :meth:`finish` gives the observation."""
         options = dict(options or {})
         mask = np.asarray(options.pop("reset_mask", np.ones(self.num_envs)), dtype=np.bool_)
         if unknown := set(options) - {"task", "init_state"}:
@@ -203,8 +225,7 @@ class LiberoVectorEnv(gymnasium.vector.VectorEnv[dict[str, Any], NDArray[np.floa
         chosen_task = options.get("task", self.task)
         tasks = self._choose(chosen_task, len(self.suite.tasks), "task")
         states = self._choose(options.get("init_state"), NUM_INITIAL_STATES, "init_state")
-        self._restart(np.flatnonzero(mask), tasks, states)
-        return self._observation(), self._info(np.zeros(self.num_envs, dtype=np.int64))
+        return self._restart(np.flatnonzero(mask), tasks, states)
 
     def _choose(self, given: ArrayLike | None, count: int, name: str) -> NDArray[np.int64]:
         if given is None:
@@ -214,17 +235,32 @@ class LiberoVectorEnv(gymnasium.vector.VectorEnv[dict[str, Any], NDArray[np.floa
             raise ConfigError(f"{name} has shape {values.shape}.", f"Give one integer, or an array ({self.num_envs},).")
         return np.broadcast_to(values, (self.num_envs,))
 
-    def _restart(self, worlds: NDArray[np.int64], tasks: NDArray[np.int64], states: NDArray[np.int64]) -> None:
+    def _restart(self, worlds: NDArray[np.int64], tasks: NDArray[np.int64], states: NDArray[np.int64]) -> Pending:
         for world in worlds:
             self.suite.task(int(tasks[world]))
         self._task_of[worlds], self._init_state_of[worlds] = tasks[worlds], states[worlds]
-        self._ask("reset", {int(w): (int(tasks[w]), int(states[w])) for w in worlds})
         self._done[worlds] = False
+        return self._send("reset", {int(w): (int(tasks[w]), int(states[w])) for w in worlds})
 
     def step(
         self, actions: NDArray[np.float32]
     ) -> tuple[dict[str, Any], NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]]:
         """Execute one action, or one chunk, in every world that is not finished."""
+        finished = self._done.copy()
+        if self.autoreset_mode is AutoresetMode.NEXT_STEP:
+            self._reset_drawn(finished)
+        return self.finish(self.begin_step(actions, ~finished))
+
+    def begin_step(self, actions: NDArray[np.float32], worlds: NDArray[np.bool_]) -> Pending:
+        """Execute a chunk in some worlds without waiting; meanwhile others can be looked at.
+
+        Args:
+            actions: (N, ...) as :meth:`step` takes them; only the rows of ``worlds`` count.
+            worlds: (N,) bool; finished worlds among them stand still.
+
+        Returns:
+            What to give to :meth:`finish`.
+        """
         batch = np.asarray(actions, dtype=np.float64)
         if batch.shape != self.action_space.shape:
             raise ConfigError(f"The actions have shape {batch.shape}.", f"They must have {self.action_space.shape}.")
@@ -233,17 +269,25 @@ class LiberoVectorEnv(gymnasium.vector.VectorEnv[dict[str, Any], NDArray[np.floa
             raise ConfigError(
                 f"The action of world {where[0]} is {batch[where]} at index {where[1:]}.", "Actions must be finite."
             )
-        finished = self._done.copy()
-        if self.autoreset_mode is AutoresetMode.NEXT_STEP:
-            self._reset_drawn(finished)
         batch = batch.reshape(self.num_envs, -1, batch.shape[-1])
-        outcomes = self._ask("step", {int(w): (batch[w],) for w in np.flatnonzero(~finished)})
-        return self._result(outcomes)
+        return self._send("step", {int(w): (batch[w],) for w in np.flatnonzero(worlds & ~self._done)})
+
+    def finish(
+        self, pending: Pending
+    ) -> tuple[dict[str, Any], NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]]:
+        """Wait for begun work; returns what :meth:`step` returns, of which the rows of the worlds at work count."""
+        while pending.workers:
+            self._receive(min(pending.workers))
+        if pending.failure is not None:
+            raise pending.failure
+        return self._result({w: outcome for w, outcome in pending.outcomes.items() if outcome is not None})
 
     def _reset_drawn(self, mask: NDArray[np.bool_]) -> None:
         if np.any(mask):
             tasks = self._choose(self.task, len(self.suite.tasks), "task")
-            self._restart(np.flatnonzero(mask), tasks, self._choose(None, NUM_INITIAL_STATES, "init_state"))
+            self.finish(
+                self._restart(np.flatnonzero(mask), tasks, self._choose(None, NUM_INITIAL_STATES, "init_state"))
+            )
 
     def _result(
         self, outcomes: dict[int, Outcome]
@@ -287,32 +331,37 @@ class LiberoVectorEnv(gymnasium.vector.VectorEnv[dict[str, Any], NDArray[np.floa
         values = {"instruction": instructions, "init_state": self._init_state_of.copy(), "executed": executed}
         return {**values, **{f"_{name}": everyone.copy() for name in values}}
 
-    def _ask(self, command: str, jobs: dict[int, tuple[Any, ...]]) -> dict[int, Outcome]:
-        """Send each worker its jobs and collect the answers; every worker works at the same time."""
-        asked = []
-        for (process, connection), first, share in zip(self._workers, self._firsts, self._shares, strict=True):
-            mine = [(w - int(first), *job) for w, job in jobs.items() if first <= w < first + share]
+    def _send(self, command: str, jobs: dict[int, tuple[Any, ...]]) -> Pending:
+        """Give each process its jobs; they work at the same time, and answer in the order in which they were asked."""
+        pending = Pending(set())
+        for worker, (process, connection) in enumerate(self._workers):
+            first, share = int(self._firsts[worker]), self._shares[worker]
+            mine = [(world - first, *job) for world, job in jobs.items() if first <= world < first + share]
             if mine:
                 try:
                     connection.send((command, mine))
                 except OSError as error:
                     raise self._lost(process) from error
-                asked.append((process, connection, int(first)))
-        outcomes, failure = {}, None
-        for process, connection, first in asked:
-            try:
-                answer = connection.recv()
-            except (EOFError, OSError) as error:
-                raise self._lost(process) from error
-            if isinstance(answer, Exception):
-                failure = failure or answer
-                continue
-            for world, state, outcome in answer:
-                self._state[first + world] = state
-                outcomes[first + world] = outcome
-        if failure is not None:
-            raise failure
-        return outcomes
+                pending.workers.add(worker)
+                self._queues[worker].append(pending)
+        return pending
+
+    def _receive(self, worker: int) -> None:
+        """Take a process's next answer, which belongs to the work it was given first."""
+        process, connection = self._workers[worker]
+        try:
+            answer = connection.recv()
+        except (EOFError, OSError) as error:
+            raise self._lost(process) from error
+        pending = self._queues[worker].popleft()
+        pending.workers.discard(worker)
+        if isinstance(answer, Exception):
+            pending.failure = pending.failure or answer
+            return
+        for world, state, outcome in answer:
+            index = int(self._firsts[worker]) + world
+            self._state[index] = state
+            pending.outcomes[index] = outcome
 
     @staticmethod
     def _lost(process: Any) -> SimulatorError:
