@@ -87,6 +87,14 @@ def test_the_first_ratio_is_one(full: bool, temperature: float):
     assert agent.learn_once()["train/ratio_first"] == pytest.approx(1.0, abs=1e-4)
 
 
+def test_half_precision_rounds_but_is_no_other_policy():
+    agent = make_agent()
+    agent.policy.precision = "bf16"
+    for metrics in learn(agent, 3):
+        assert metrics["train/ratio_deviation"] < 0.02
+        assert metrics["train/ratio_first"] == pytest.approx(1.0, abs=0.02)
+
+
 def test_a_policy_changed_between_rollout_and_update_is_refused():
     agent = trained_once()
     trajectories, advantage = batch(agent)

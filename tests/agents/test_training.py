@@ -165,10 +165,10 @@ def test_training_never_sees_an_evaluation_state(worlds: list[ToyEnvs], base: Pa
     watcher = Watcher()
 
     class Recorded(ToyEnvs):
-        def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, Any]:
+        def begin_reset(self, options: dict[str, Any] | None = None) -> Any:
             assert options is not None
             started.extend((watcher.stages[-1], int(state)) for state in options["init_state"][options["reset_mask"]])
-            return super().reset(seed=seed, options=options)
+            return super().begin_reset(options)
 
     config = settings(base, updates=8, env={"states": "0-2,20-22"})
     with pytest.MonkeyPatch.context() as patch:
