@@ -213,10 +213,17 @@ def toy_config(**sections: Any) -> TrainConfig:
     """A configuration of the toy world; ``grpo={"updates": 3}`` and the like change it."""
     base: dict[str, Any] = {
         "env": {"tasks": [0, 1], "states": "0-14", "num_envs": 4},
-        "policy": {"lora_rank": 4, "lora_alpha": 8},
+        "policy": {"lora_rank": 4, "lora_alpha": 8, "precision": "fp32"},
         "reward": {"name": "success"},
         "evaluation": {"states": "30-34", "trials": 3},
-        "grpo": {"updates": 2, "prompts": 6, "group_size": 4, "learning_rate": 1e-2, "warmup_updates": 0},
+        "grpo": {
+            "updates": 2,
+            "prompts": 6,
+            "group_size": 4,
+            "learning_rate": 1e-2,
+            "warmup_updates": 0,
+            "minibatches": 1,
+        },
     }
     for name, section in sections.items():
         base[name] = {**base.get(name, {}), **section} if isinstance(section, dict) else section

@@ -149,7 +149,7 @@ class GRPOConfig(Section):
         "seq-mean-token-mean"
     )
     """How token losses become one: the mean over trajectories of their mean (or sum), or over all tokens."""
-    learning_rate: Annotated[float, Field(gt=0.0)] = 1e-4
+    learning_rate: Annotated[float, Field(gt=0.0)] = 2e-3
     """AdamW's step size after warm-up."""
     warmup_updates: NonNegative = 2
     """Updates over which the step size rises linearly from 0."""
@@ -159,7 +159,7 @@ class GRPOConfig(Section):
     """Gradients are scaled down to this global norm."""
     epochs: Positive = 1
     """Passes over an update's trajectories."""
-    minibatches: Positive = 1
+    minibatches: Positive = 4
     """Optimizer steps in one pass."""
     micro_batch: Positive = 64
     """Action chunks in one forward pass; smaller needs less memory and changes no result."""
