@@ -68,8 +68,8 @@ def learning_curve(records: Records, title: str) -> Figure:
     success, divergence, entropy = figure.subplots(3, 1, sharex=True, height_ratios=[3, 1, 1])
     figure.suptitle(title)
     _draw_success(success, records)
-    _draw_line(divergence, records, names.TRAIN_KL, "KL a token (nats)")
-    _draw_line(entropy, records, names.TRAIN_ENTROPY, "entropy a token (nats)")
+    _draw_line(divergence, records, names.TRAIN_KL, "KL (nats)")
+    _draw_line(entropy, records, names.TRAIN_ENTROPY, "entropy (nats)")
     entropy.set_xlabel("updates")
     return figure
 
