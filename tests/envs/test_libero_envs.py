@@ -145,9 +145,9 @@ def test_autoreset(mode):
 
 def test_bad_input_is_named(envs):
     envs.reset(seed=0)
+    actions = np.zeros((3, 4, 7))
+    actions[1, 2, 3] = np.inf
     with pytest.raises(ConfigError, match="world 1"):
-        actions = np.zeros((3, 4, 7))
-        actions[1, 2, 3] = np.inf
         envs.step(actions)
     with pytest.raises(ConfigError, match="shape"):
         envs.step(np.zeros((3, 7)))

@@ -85,7 +85,7 @@ def test_goals_agree_with_libero_on_states_that_fulfil_them(reference, simulator
 
     for dx in (0.0, 0.02, 0.05):
         for height in np.linspace(0.0, 0.03, 16):
-            view.data.qpos[bowl : bowl + 3] = plate + [dx, 0.0, height]
+            view.data.qpos[bowl : bowl + 3] = plate + np.array([dx, 0.0, height])
             mujoco.mj_forward(view.model, view.data)
             env.sim.data.qpos[:] = view.data.qpos
             env.sim.forward()
@@ -136,10 +136,11 @@ def test_what_does_not_exist_is_named(simulator):
         simulator.reset(0, task=12, init_state=0)
     with pytest.raises(ConfigError, match="no initial state 50"):
         simulator.reset(0, task=1, init_state=50)
+    untouched = Simulator("libero_goal")
     with pytest.raises(SimulatorError, match="has not been reset"):
-        Simulator("libero_goal").step(0, IDLE)
+        untouched.step(0, IDLE)
+    other = Simulator("libero_goal", cameras=("agentveiw",))
+    other._scenes, other._keys = simulator._scenes, simulator._keys
+    other.reset(0, task=1, init_state=0, settle_steps=0)
     with pytest.raises(UnknownNameError, match="camera"):
-        other = Simulator("libero_goal", cameras=("agentveiw",))
-        other._scenes, other._keys = simulator._scenes, simulator._keys
-        other.reset(0, task=1, init_state=0, settle_steps=0)
         other.render(0)

@@ -19,7 +19,7 @@ from vlacoach.rewards.trajectory import Trajectory
 
 
 class ChunkEnvs(Protocol):
-    """What a rollout needs of ``LiberoVectorEnv``: worlds that stand still when done, and work begun without waiting."""
+    """What a rollout needs of ``LiberoVectorEnv``: worlds that stand still when done, and work that is begun."""
 
     num_envs: int
     chunk_size: int | None
