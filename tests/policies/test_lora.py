@@ -49,8 +49,8 @@ def test_only_the_language_models_linear_layers_are_adapted(adapted):
     assert all(name.startswith("language_model.model.layers.") and ".lora_" in name for name in names)
     with_projector = trainable_parameters(add_lora(new_tiny_policy(), projector=True))
     assert len(with_projector) == 4 * 7 * 2 + 4
-    # r (in + out) for four 256 x 256 and three 256 x 704 layers a block.
-    assert sum(p.numel() for p in names.values()) == 4 * 16 * (4 * 512 + 3 * 960)
+    # r (in + out) for four 192 x 192 and three 192 x 512 layers a block.
+    assert sum(p.numel() for p in names.values()) == 4 * 16 * (4 * 384 + 3 * 704)
 
 
 def test_a_step_changes_the_adapter_and_nothing_else(inputs, adapted):

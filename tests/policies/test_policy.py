@@ -17,7 +17,7 @@ def generators(*seeds: int) -> list[torch.Generator]:
 
 def test_sizes(policy, inputs):
     parameters = sum(parameter.numel() for parameter in policy.model.parameters())
-    assert 5.0e6 < parameters <= 5.8e6
+    assert 4.0e6 < parameters <= 4.5e6
     assert inputs.features.shape == (3, policy.num_patches, policy.feature_dim) == (3, 64, 192)
     assert (policy.chunk_size, policy.action_dim, policy.image_size) == (8, 7, 128)
     assert policy.device == torch.device("cpu")

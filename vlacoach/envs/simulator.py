@@ -219,9 +219,13 @@ class Simulator:
         state = self._world(world)
         command = np.asarray(action, dtype=np.float64)
         _check_action(command, world)
-        self._move(state, command)
-        warnings = state.data.warning
-        if any(warnings[int(kind)].number for kind in _UNSTABLE) or not np.all(np.isfinite(state.data.qpos)):
+        try:
+            self._move(state, command)
+            stable = not any(state.data.warning[int(kind)].number for kind in _UNSTABLE)
+        except np.linalg.LinAlgError:
+            # MuJoCo answers a bad state by resetting it to zero, where the arm is stretched out and singular.
+            stable = False
+        if not stable or not np.all(np.isfinite(state.data.qpos)):
             raise UnstableSimulationError(
                 f"The simulation of world {world} ({state.task.name}) became unstable at {state.data.time:.2f} s.",
                 "Reset the world and discard the episode; it is neither a success nor a failure.",
