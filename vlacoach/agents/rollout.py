@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -130,14 +131,26 @@ def collect(
     # While the simulator works on one half of the worlds, the policy looks at the other.
     lanes = [list(range(lane, envs.num_envs, 2)) for lane in range(min(2, envs.num_envs))]
     begun: dict[int, list[tuple[list[int], Any]]] = {}
-    while rollout.waiting or rollout.playing:
-        for lane, worlds in enumerate(lanes):
-            for busy, pending in begun.pop(lane, []):
-                rollout.land(busy, *envs.finish(pending))
-            begun[lane] = rollout.launch(worlds)
-            if on_look is not None:
-                on_look()
+    with _one_thread():
+        while rollout.waiting or rollout.playing:
+            for lane, worlds in enumerate(lanes):
+                for busy, pending in begun.pop(lane, []):
+                    rollout.land(busy, *envs.finish(pending))
+                begun[lane] = rollout.launch(worlds)
+                if on_look is not None:
+                    on_look()
     return [rollout.results[job.slot] for job in jobs]
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Keep torch to one thread: the cores belong to the simulator, and threads that wait for each other stall."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 @dataclass
