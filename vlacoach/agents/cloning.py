@@ -26,6 +26,7 @@ from vlacoach.errors import ConfigError
 from vlacoach.policies import action_tokens
 from vlacoach.policies.policy import VLAPolicy
 from vlacoach.policies.preprocessing import augment_images
+from vlacoach.profiles import RenderProfile
 from vlacoach.runs.reporting import NullReporter, Reporter
 
 
@@ -74,6 +75,7 @@ class Frames:
         instructions: The texts.
         object_names: Names of the things whose positions are known; may be empty.
         object_positions: (N, K, 3) float32, meters.
+        render_profile: How the pictures were rendered.
     """
 
     images: NDArray[np.uint8]
@@ -84,6 +86,7 @@ class Frames:
     instructions: tuple[str, ...]
     object_names: tuple[str, ...] = ()
     object_positions: NDArray[np.float32] | None = None
+    render_profile: RenderProfile = "reference"
 
     def __len__(self) -> int:
         return len(self.images)
@@ -98,22 +101,29 @@ def load_frames(paths: Sequence[Path], tasks: Sequence[str] | None = None, camer
         camera: Camera whose pictures the policy sees.
 
     Raises:
-        ConfigError: A task is not in the files, or there is nothing to read.
+        ConfigError: A task is not in the files, there is nothing to read, or pictures are of different kinds.
         DemonstrationError: A file is missing or damaged.
     """
     episodes: list[Demonstration] = []
     found: list[str] = []
+    profiles: set[RenderProfile] = set()
     for path in paths:
         reader = DemonstrationReader(path, [camera])
         found += reader.tasks
         for task in reader.tasks:
             if tasks is None or task in tasks:
                 episodes += [reader.read(task, index) for index in reader.indices(task)]
+                profiles.add(reader.render_profiles[task])
     for task in tasks or ():
         if task not in found:
             raise ConfigError(f"There are no demonstrations of task {task!r}.", f"There are of: {', '.join(found)}.")
     if not episodes:
         raise ConfigError("The demonstration files hold no episode.", "Make some with: vlacoach demos collect")
+    if len(profiles) > 1:
+        raise ConfigError(
+            f"The demonstrations mix pictures rendered as {' and '.join(sorted(profiles))}.",
+            "A policy must see one kind: collect all of them with the same --render-profile.",
+        )
     instructions = tuple(sorted({episode.instruction for episode in episodes}))
     things = {episode.object_names for episode in episodes}
     # Captions need one vocabulary, so the positions are of use only where all episodes show the same things.
@@ -128,6 +138,7 @@ def load_frames(paths: Sequence[Path], tasks: Sequence[str] | None = None, camer
         instructions=instructions,
         object_names=(*next(iter(things)), "hand") if captioned else (),
         object_positions=np.concatenate([_with_hand(episode) for episode in episodes]) if captioned else None,
+        render_profile=profiles.pop(),
     )
 
 
@@ -179,6 +190,7 @@ def clone(
         NonFiniteError: The loss or a gradient is not finite.
     """
     config, reporter = config or CloningConfig(), reporter or NullReporter()
+    policy.model.config = policy.config.model_copy(update={"render_profile": frames.render_profile})
     if config.fit_statistics:
         fit_proprio_range(policy, frames)
     labels = action_tokens.encode(action_chunks(frames.actions, frames.episode, policy.chunk_size))

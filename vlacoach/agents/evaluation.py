@@ -166,7 +166,7 @@ def evaluate_split(
 
 
 def make_envs(config: TrainConfig, policy: VLAPolicy) -> LiberoVectorEnv:
-    """The vector environment of a configuration, with the policy's chunk size."""
+    """The vector environment of a configuration, with the policy's chunk size and kind of pictures."""
     env = config.env
     return LiberoVectorEnv(
         num_envs=env.num_envs,
@@ -175,7 +175,7 @@ def make_envs(config: TrainConfig, policy: VLAPolicy) -> LiberoVectorEnv:
         chunk_size=policy.chunk_size,
         cameras=env.cameras,
         image_size=env.image_size,
-        render_profile=env.render_profile,
+        render_profile=policy.config.render_profile if env.render_profile == "policy" else env.render_profile,
         max_steps=env.max_steps,
         settle_steps=env.settle_steps,
     )

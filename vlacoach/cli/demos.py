@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +10,15 @@ import typer
 
 from vlacoach.cli.console import narration, show, show_json, verbosity
 from vlacoach.cli.options import OUTPUT, Json
+
+
+class RenderProfileName(str, Enum):
+    """Kinds of pictures."""
+
+    COARSE = "coarse"
+    FAST = "fast"
+    REFERENCE = "reference"
+
 
 app = typer.Typer(no_args_is_help=True, help="Demonstrations by scripted experts.")
 
@@ -39,6 +49,9 @@ def collect_command(
         ),
     ] = 0.0,
     image_size: Annotated[int, typer.Option("--image-size", min=16, help="Side of a picture in pixels.")] = 128,
+    render_profile: Annotated[
+        RenderProfileName, typer.Option("--render-profile", help="How pictures are rendered; see docs/environments.md.")
+    ] = RenderProfileName.FAST,
     workers: Annotated[int, typer.Option("--workers", min=1, help="Processes.")] = 2,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the noise.")] = 0,
     out: Annotated[
@@ -73,6 +86,7 @@ def collect_command(
             states=initial,
             noise=noise,
             image_size=image_size,
+            render_profile=render_profile.value,
             workers=workers,
             seed=seed,
             progress=reporter.advance,

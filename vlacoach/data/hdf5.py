@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
 from vlacoach.errors import VlacoachError
+from vlacoach.profiles import RenderProfile
 
 logger = logging.getLogger(__name__)
 
@@ -123,10 +124,11 @@ class DemonstrationWriter:
         task: LIBERO's name of the task.
         instruction: What the robot is told.
         camera_size: Height and width of the pictures in pixels.
+        render_profile: How the pictures are rendered.
         problem: LIBERO's name of the problem class of the scene.
 
     Raises:
-        DemonstrationError: The file exists and cannot be read.
+        DemonstrationError: The file exists and cannot be read, or its pictures are of another kind.
     """
 
     file: Path
@@ -134,6 +136,7 @@ class DemonstrationWriter:
     task: str
     instruction: str
     camera_size: int
+    render_profile: RenderProfile = "reference"
     problem: str = "libero_tabletop_manipulation"
     _indices: set[int] = field(default_factory=set, init=False)
 
@@ -141,6 +144,11 @@ class DemonstrationWriter:
         self.file.parent.mkdir(parents=True, exist_ok=True)
         with _open(self.file, "a") as content:
             data = content.require_group("data")
+            if len(data) and (kept := _render_profile(data)) != self.render_profile:
+                raise DemonstrationError(
+                    f"The pictures in {self.file} are rendered as {kept!r}, not as {self.render_profile!r}.",
+                    "Collect into another folder, or with the same profile.",
+                )
             for name in list(data):
                 if _intact(data[name]):
                     self._indices.add(_index(name))
@@ -158,6 +166,7 @@ class DemonstrationWriter:
     def _write_header(self, data: Any) -> None:
         bddl_file = f"{self.suite}/{self.task}.bddl"
         size = {"camera_heights": self.camera_size, "camera_widths": self.camera_size}
+        data.attrs["render_profile"] = self.render_profile
         data.attrs["bddl_file_name"] = bddl_file
         data.attrs["env_name"] = self.problem
         data.attrs["problem_info"] = json.dumps(
@@ -267,12 +276,14 @@ class DemonstrationReader:
         self.cameras = cameras
         self.files = {file.name.removesuffix(SUFFIX): file for file in files}
         self.instructions: dict[str, str] = {}
+        self.render_profiles: dict[str, RenderProfile] = {}
         self._indices: dict[str, list[int]] = {}
         for task, file in self.files.items():
             with _open(file, "r") as content:
                 if "data" not in content:
                     raise DemonstrationError(f"{file} is not a LIBERO demonstration file: it has no group 'data'.")
                 self.instructions[task] = _instruction(content["data"], task)
+                self.render_profiles[task] = _render_profile(content["data"])
                 self._indices[task] = _intact_indices(content["data"], file)
 
     @property
@@ -340,6 +351,12 @@ def _instruction(data: Any, task: str) -> str:
     instruction = json.loads(data.attrs["problem_info"])["language_instruction"]
     # LIBERO's files hold a string or a list of its parts, sometimes with quotation marks around it.
     return "".join(instruction).strip().strip('"').lower()
+
+
+def _render_profile(data: Any) -> RenderProfile:
+    # LIBERO's own files do not say; their pictures are its environment's.
+    profile: RenderProfile = data.attrs.get("render_profile", "reference")
+    return profile
 
 
 def _intact_indices(data: Any, file: Path) -> list[int]:

@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlacoach.envs.episodes import EpisodeRunner, action_space, observation_key, observation_space
-from vlacoach.envs.rendering import RENDER_PROFILES, RenderProfile
 from vlacoach.envs.simulator import SETTLE_STEPS, Simulator
 from vlacoach.envs.suites import NUM_INITIAL_STATES, get_suite
 from vlacoach.errors import ConfigError, UnknownNameError
+from vlacoach.profiles import RENDER_PROFILES, RenderProfile
 
 Observation = dict[str, Any]
 
@@ -36,7 +36,7 @@ class LiberoEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
         chunk_size: Actions a step; None for single actions of shape (7,).
         cameras: Cameras to observe.
         image_size: Height and width of pictures in pixels.
-        render_profile: ``"fast"`` or ``"reference"``.
+        render_profile: One of ``RENDER_PROFILES``.
         max_steps: Step limit; None for the suite's.
         settle_steps: Steps of doing nothing after a reset.
         render_mode: ``"rgb_array"`` or None.

@@ -22,10 +22,11 @@ from vlacoach.envs.controller import (
     rotation_matrix,
 )
 from vlacoach.envs.goals import Predicate
-from vlacoach.envs.rendering import Renderer, RenderProfile
+from vlacoach.envs.rendering import Renderer
 from vlacoach.envs.scene import PHYSICS_STEPS, Scene, build_scene, scene_key
 from vlacoach.envs.suites import NUM_INITIAL_STATES, Suite, Task, get_suite
 from vlacoach.errors import ConfigError, SimulatorError, VlacoachError
+from vlacoach.profiles import RenderProfile
 
 ACTION_DIM = 7
 PROPRIOCEPTION_DIM = 8
@@ -109,7 +110,7 @@ class Simulator:
         num_worlds: Number of worlds.
         cameras: Cameras that ``render`` draws.
         image_size: Height and width of pictures in pixels.
-        render_profile: ``"fast"`` or ``"reference"``.
+        render_profile: One of ``RENDER_PROFILES``.
         seed: Seed of the fixtures' placement, which LIBERO's initial states do not hold; its evaluations use 0.
 
     Raises:

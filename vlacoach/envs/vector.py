@@ -20,10 +20,11 @@ from numpy.typing import ArrayLike, NDArray
 
 from vlacoach.envs.episodes import EpisodeRunner, Outcome, action_space, observation_key, observation_space
 from vlacoach.envs.libero import LiberoEnv
-from vlacoach.envs.rendering import RENDER_PROFILES, RenderProfile, find_gl_backend, select_gl_backend
+from vlacoach.envs.rendering import find_gl_backend, select_gl_backend
 from vlacoach.envs.simulator import SETTLE_STEPS, Simulator
 from vlacoach.envs.suites import NUM_INITIAL_STATES, get_suite
 from vlacoach.errors import ConfigError, SimulatorError, UnknownNameError
+from vlacoach.profiles import RENDER_PROFILES, RenderProfile
 
 _CLOSE_SECONDS = 5.0
 
@@ -112,7 +113,7 @@ class LiberoVectorEnv(gymnasium.vector.VectorEnv[dict[str, Any], NDArray[np.floa
         chunk_size: Actions a step; None for single actions.
         cameras: Cameras to observe.
         image_size: Height and width of pictures in pixels.
-        render_profile: ``"fast"`` or ``"reference"``.
+        render_profile: One of ``RENDER_PROFILES``.
         max_steps: Step limit; None for the suite's.
         settle_steps: Steps of doing nothing after a reset.
         autoreset_mode: One of Gymnasium's three.

@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from vlacoach.profiles import RenderProfile
+
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -109,6 +111,7 @@ class VLAConfig(_Strict):
         prompt: Template; ``{instruction}`` is replaced by the lower-cased instruction.
         image_mean: Mean of each channel, of images in 0..1.
         image_std: Standard deviation of each channel.
+        render_profile: How the pictures it was trained on were rendered; the published ones as LIBERO renders.
     """
 
     vision: VisionConfig
@@ -131,6 +134,7 @@ class VLAConfig(_Strict):
     prompt: str = "In: What action should the robot take to {instruction}?\nOut:"
     image_mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     image_std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    render_profile: RenderProfile = "reference"
 
     @property
     def num_action_tokens(self) -> int:

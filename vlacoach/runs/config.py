@@ -60,8 +60,9 @@ class EnvConfig(Section):
     """Control steps after which an episode is cut off; null, or naming a suite and no limit, is the suite's own."""
     image_size: Annotated[int, Field(ge=16, le=1024)] = 128
     """Width and height of a camera picture, in pixels."""
-    render_profile: Literal["fast", "reference"] = "fast"
-    """Rendering quality: fast leaves out reflections and multisampling; reference is LIBERO's own picture."""
+    render_profile: Literal["policy", "coarse", "fast", "reference"] = "policy"
+    """Rendering: reference is LIBERO's own picture; fast leaves out reflections and multisampling; coarse also detail
+    of a few millimeters; policy is what the policy was trained on."""
     cameras: Annotated[tuple[str, ...], Field(min_length=1)] = ("agentview",)
     """Cameras whose pictures the policy sees."""
     settle_steps: NonNegative = 10

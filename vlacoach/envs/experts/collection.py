@@ -15,6 +15,7 @@ from vlacoach.envs.experts.rollout import ROTATION_NOISE, ExpertEpisode, get_exp
 from vlacoach.envs.simulator import Simulator, UnstableSimulationError
 from vlacoach.envs.suites import get_suite
 from vlacoach.errors import ConfigError, SimulatorError
+from vlacoach.profiles import RenderProfile
 
 ATTEMPTS = 5
 """Tries at an episode, each with noise of its own, before it is given up."""
@@ -34,17 +35,20 @@ class _Job:
     max_steps: int
     cameras: tuple[str, ...]
     image_size: int
+    render_profile: RenderProfile
 
 
-_simulators: dict[tuple[str, tuple[str, ...], int], Simulator] = {}
+_simulators: dict[tuple[str, tuple[str, ...], int, RenderProfile], Simulator] = {}
 """Simulators of this worker process: compiling a scene takes seconds, and renderers must not be replaced."""
 
 
 def _collect_episode(job: _Job) -> ExpertEpisode | None:
     """Run the expert until it succeeds; None if it failed ``ATTEMPTS`` times."""
-    key = (job.suite, job.cameras, job.image_size)
+    key = (job.suite, job.cameras, job.image_size, job.render_profile)
     if key not in _simulators:
-        _simulators[key] = Simulator(job.suite, cameras=job.cameras, image_size=job.image_size)
+        _simulators[key] = Simulator(
+            job.suite, cameras=job.cameras, image_size=job.image_size, render_profile=job.render_profile
+        )
     for attempt in range(ATTEMPTS):
         try:
             episode = run_expert(
@@ -80,6 +84,7 @@ def collect(
     rotation_noise: float = ROTATION_NOISE,
     cameras: Sequence[str] = ("agentview",),
     image_size: int = 128,
+    render_profile: RenderProfile = "fast",
     workers: int = 2,
     seed: int = 0,
     max_steps: int | None = None,
@@ -100,6 +105,7 @@ def collect(
         rotation_noise: Standard deviation of the noise on rotations, as a fraction of ``noise``.
         cameras: Cameras to record.
         image_size: Height and width of the pictures in pixels.
+        render_profile: One of ``RENDER_PROFILES``; a policy that clones the episodes remembers it.
         workers: Worker processes.
         seed: Seed of the noise.
         max_steps: Step limit of an attempt; the suite's own if left out.
@@ -120,7 +126,9 @@ def collect(
         get_expert(suite, task)
         described = chosen.task(task)
         file = demonstration_file(folder, described.name)
-        writers[task] = DemonstrationWriter(file, suite, described.name, described.instruction, image_size)
+        writers[task] = DemonstrationWriter(
+            file, suite, described.name, described.instruction, image_size, render_profile
+        )
     jobs = [
         _Job(
             suite=suite,
@@ -133,6 +141,7 @@ def collect(
             max_steps=chosen.max_steps if max_steps is None else max_steps,
             cameras=tuple(cameras),
             image_size=image_size,
+            render_profile=render_profile,
         )
         for task, writer in writers.items()
         for index in range(episodes)
