@@ -24,7 +24,8 @@ from vlacoach.agents.cloning import (
 )
 from vlacoach.data.hdf5 import Demonstration, DemonstrationError, DemonstrationWriter, demonstration_file
 from vlacoach.errors import ConfigError, NonFiniteError
-from vlacoach.policies import VLAPolicy, action_tokens
+from vlacoach.policies import VLAPolicy, action_tokens, load_policy
+from vlacoach.profiles import RenderProfile
 
 FAST = CloningConfig(
     steps=60, batch_size=16, learning_rate=1e-2, warmup_steps=5, caption_weight=0.0, validation=0.2, bf16=False
@@ -275,12 +276,12 @@ def episode(task: int, index: int, length: int, positions: bool = True) -> Demon
     )
 
 
-def write(folder: Path, episodes: list[Demonstration]) -> None:
+def write(folder: Path, episodes: list[Demonstration], profile: RenderProfile = "reference") -> None:
     for task in TOY_SUITE.tasks:
         mine = [one for one in episodes if one.task == task.name]
         if mine:
             file = demonstration_file(folder, task.name)
-            writer = DemonstrationWriter(file, "toy", task.name, task.instruction, IMAGE_SIZE)
+            writer = DemonstrationWriter(file, "toy", task.name, task.instruction, IMAGE_SIZE, profile)
             for one in mine:
                 writer.write(one)
 
@@ -300,6 +301,18 @@ def test_demonstrations_become_frames(tmp_path: Path):
     assert frames.object_names == ("bowl", "plate", "hand")
     np.testing.assert_allclose(frames.object_positions[:, 2], frames.proprio[:, :3])
     np.testing.assert_allclose(frames.object_positions[:3, :2], episodes[0].object_positions)
+
+
+def test_a_policy_remembers_what_kind_of_pictures_it_was_cloned_on(tmp_path: Path):
+    write(tmp_path / "one", [episode(0, 0, 3), episode(0, 1, 3)], "coarse")
+    write(tmp_path / "two", [episode(1, 0, 4)], "fast")
+    policy = toy_policy()
+    assert policy.config.render_profile == "reference"
+    clone(policy, load_frames([tmp_path / "one"]), CloningConfig(steps=1, batch_size=2, caption_weight=0))
+    policy.save(tmp_path / "policy")
+    assert load_policy(tmp_path / "policy").config.render_profile == "coarse"
+    with pytest.raises(ConfigError, match="mix pictures rendered as coarse and fast"):
+        load_frames([tmp_path / "one", tmp_path / "two"])
 
 
 def test_tasks_can_be_chosen_and_files_and_folders_given(tmp_path: Path):

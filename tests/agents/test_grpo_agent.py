@@ -11,7 +11,8 @@ import pytest
 import torch
 from toy_envs import ToyEnvs, toy_config, toy_policy
 
-from vlacoach.agents.grpo import GRPOAgent, micro_batches, pad_tokens
+from vlacoach.agents.batching import micro_batches, pad_tokens
+from vlacoach.agents.grpo import GRPOAgent
 from vlacoach.agents.objectives import clipped_loss, kl_penalty
 from vlacoach.errors import NonFiniteError, VlacoachError
 from vlacoach.policies import lora
@@ -108,8 +109,11 @@ def test_a_policy_changed_between_rollout_and_update_is_refused():
 
 
 def test_dropout_in_the_update_is_refused():
-    agent = trained_once(policy={"lora_dropout": 0.5}, grpo={"learning_rate": 3e-2, "epochs": 4})
+    agent = trained_once(grpo={"learning_rate": 3e-2, "epochs": 4})
     trajectories, advantage = batch(agent)
+    for module in agent.policy.model.modules():
+        if hasattr(module, "lora_dropout"):
+            module.lora_dropout["default"] = torch.nn.Dropout(0.5)
     agent.policy.model.train()
     before = weights(agent)
     with pytest.raises(VlacoachError, match="dropout"):

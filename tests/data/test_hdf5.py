@@ -41,6 +41,19 @@ def writer(folder):
     )
 
 
+def test_a_file_says_how_its_pictures_were_rendered_and_keeps_to_it(tmp_path):
+    file = tmp_path / f"{TASK}_demo.hdf5"
+    arguments = (file, "libero_goal", TASK, "put the bowl on the plate", 8)
+    DemonstrationWriter(*arguments, "coarse").write(episode(0))
+    assert DemonstrationReader(tmp_path).render_profiles == {TASK: "coarse"}
+    with pytest.raises(DemonstrationError, match="rendered as 'coarse', not as 'fast'"):
+        DemonstrationWriter(*arguments, "fast")
+    assert DemonstrationReader(tmp_path).indices(TASK) == [0]
+    with h5py.File(file, "a") as content:  # as LIBERO's published files
+        del content["data"].attrs["render_profile"]
+    assert DemonstrationReader(tmp_path).render_profiles == {TASK: "reference"}
+
+
 def test_an_episode_comes_back_as_it_was_written(tmp_path):
     written = episode(0)
     writer(tmp_path).write(written)

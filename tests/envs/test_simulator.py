@@ -122,11 +122,13 @@ def test_actions_beyond_the_range_are_clipped(simulator):
     np.testing.assert_array_equal(simulator.state(0), simulator.state(1))
 
 
-def test_an_unstable_simulation_is_neither_success_nor_failure(simulator):
+def test_an_unstable_simulation_is_neither_success_nor_failure(simulator, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     simulator.reset(0, task=1, init_state=0)
     simulator.view(0).data.qvel[:] = 1e12
     with pytest.raises(UnstableSimulationError, match="world 0"):
         simulator.step(0, IDLE)
+    assert not list(tmp_path.iterdir())  # MuJoCo would leave a log in the working directory.
 
 
 def test_what_does_not_exist_is_named(simulator):

@@ -24,6 +24,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vlacoach.agents.batching import loss_share, micro_batches, pad_tokens
+from vlacoach.agents.metrics import add_statistics, rollout_metrics
 from vlacoach.agents.objectives import (
     clipped_loss,
     group_advantage,
@@ -39,7 +41,6 @@ from vlacoach.errors import VlacoachError
 from vlacoach.policies import lora
 from vlacoach.policies.log_prob import action_log_prob
 from vlacoach.policies.policy import VLAPolicy
-from vlacoach.rewards.metrics import auroc
 from vlacoach.rewards.scorers import Scorer
 from vlacoach.rewards.trajectory import Trajectory
 from vlacoach.runs import constants as names
@@ -102,7 +103,6 @@ class GRPOAgent:
                 policy,
                 settings.lora_rank,
                 settings.lora_alpha,
-                settings.lora_dropout,
                 seed=derived_seed(self.config.seed, Stream.ADAPTER),
             )
         self._take_parameters()
@@ -140,7 +140,7 @@ class GRPOAgent:
         with self._stage(names.STAGE_UPDATE):
             stats = self.improve([trajectories[i] for i in kept], advantage[kept])
         self.update += 1
-        metrics = {**_rollout_metrics(trajectories, reward, kept), **fit, **stats}
+        metrics = {**rollout_metrics(trajectories, reward, kept), **fit, **stats}
         metrics |= {names.TIME_PREFIX + stage: seconds for stage, seconds in self._seconds.items()}
         metrics[names.TIME_TOTAL] = sum(self._seconds.values())
         self._log(trajectories, reward, metrics)
@@ -262,7 +262,7 @@ class GRPOAgent:
                 )
             share = loss_share(part, trajectories, grpo.reduction)
             torch.autograd.backward(loss * share)
-            _add_statistics(total, {"loss": loss.item(), **stats}, share, loss_share(part, trajectories, "token-mean"))
+            add_statistics(total, {"loss": loss.item(), **stats}, share, loss_share(part, trajectories, "token-mean"))
             self.reporter.advance(len(part))
             if self.folder is not None:
                 self.folder.beat(names.STAGE_UPDATE)
@@ -373,102 +373,3 @@ class GRPOAgent:
         state = load_tree(folder / names.TRAINING_STATE_FOLDER)
         self.optimizer.load_state_dict(state["optimizer"])
         self.update = int(state["update"])
-
-
-class PaddedTokens:
-    """Tokens of trajectories of different lengths, laid out as rows.
-
-    Attributes:
-        mask: (B, L) bool, True where a token's action was executed; L is that of the longest trajectory.
-    """
-
-    def __init__(
-        self, looks: Sequence[int], executed: Tensor, chunk: int, action_dim: int, device: torch.device | None = None
-    ) -> None:
-        self._looks = list(looks)
-        self._place = torch.cat([row * max(looks) + torch.arange(count) for row, count in enumerate(looks)])
-        padded = torch.zeros(len(looks) * max(looks), dtype=torch.int64)
-        padded[self._place] = executed
-        self.mask = token_mask(padded.view(len(looks), max(looks)), chunk, action_dim).to(device)
-
-    def scatter(self, values: Tensor) -> Tensor:
-        """(sum of T, tokens a chunk) to (B, L), zero where there is no look."""
-        rows, width = len(self._looks), max(self._looks)
-        padded = values.new_zeros(rows * width, values.shape[-1])
-        return padded.index_copy(0, self._place.to(values.device), values).view(rows, -1)
-
-
-def pad_tokens(
-    trajectories: Sequence[Trajectory], chunk: int, action_dim: int, device: torch.device | None = None
-) -> PaddedTokens:
-    """Layout and mask of the trajectories' tokens."""
-    executed = torch.cat([trajectory.executed for trajectory in trajectories])
-    return PaddedTokens([trajectory.num_looks for trajectory in trajectories], executed, chunk, action_dim, device)
-
-
-def micro_batches(looks: Sequence[int], limit: int) -> list[list[int]]:
-    """Split rows into runs of whole trajectories of at most ``limit`` looks (one that is longer stands alone)."""
-    parts: list[list[int]] = []
-    load = limit + 1
-    for row, count in enumerate(looks):
-        if load + count > limit:
-            parts.append([])
-            load = 0
-        parts[-1].append(row)
-        load += count
-    return parts
-
-
-def loss_share(part: Sequence[Trajectory], whole: Sequence[Trajectory], reduction: str) -> float:
-    """What the loss of a micro-batch counts for, so that the sum over micro-batches is the loss of them all.
-
-    Args:
-        part: Trajectories of the micro-batch.
-        whole: Trajectories of the optimizer step.
-        reduction: See :func:`vlacoach.agents.objectives.reduce_tokens`.
-    """
-    if reduction == "token-mean":
-        return sum(t.length for t in part) / sum(t.length for t in whole)
-    if reduction == "seq-mean-token-sum-norm":  # A sum, divided by the width to which the batch was padded.
-        return max(t.num_looks for t in part) / max(t.num_looks for t in whole)
-    return len(part) / len(whole)
-
-
-def _add_statistics(total: dict[str, float], stats: dict[str, float], loss: float, tokens: float) -> None:
-    """Add those of a micro-batch, given its shares of the loss and of the tokens."""
-    for key, value in stats.items():
-        name = f"train/{key}"
-        if key == "ratio_max":
-            total[name] = max(total.get(name, value), value)
-        else:
-            total[name] = total.get(name, 0.0) + (loss if key in ("loss", "reference_kl") else tokens) * value
-
-
-def _rollout_metrics(
-    trajectories: Sequence[Trajectory], reward: NDArray[np.float64], kept: Sequence[int]
-) -> dict[str, float]:
-    valid = [i for i, trajectory in enumerate(trajectories) if trajectory.valid]
-    success = np.array([trajectories[i].success for i in valid], dtype=np.bool_)
-    groups: dict[int, list[bool]] = {}
-    for i in valid:
-        groups.setdefault(trajectories[i].group, []).append(trajectories[i].success)
-    metrics = {
-        names.ROLLOUT_SUCCESS: float(success.mean()) if valid else 0.0,
-        names.ROLLOUT_EPISODES: float(len(valid)),
-        "rollout/invalid": float(len(trajectories) - len(valid)),
-        names.ROLLOUT_LENGTH: float(np.mean([trajectories[i].length for i in valid])) if valid else 0.0,
-        names.ROLLOUT_ENV_STEPS: float(sum(trajectory.length for trajectory in trajectories)),
-        names.ROLLOUT_GROUPS: float(len(groups)),
-        names.ROLLOUT_GROUPS_KEPT: float(len({trajectories[i].group for i in kept})),
-        names.ROLLOUT_GROUPS_FAILED: float(sum(not any(group) for group in groups.values())),
-        names.ROLLOUT_GROUPS_SOLVED: float(sum(all(group) for group in groups.values())),
-        names.REWARD_MEAN: float(reward[valid].mean()) if valid else 0.0,
-    }
-    if valid and not success.all():
-        metrics[names.REWARD_FAILURE_MEAN] = float(reward[valid][~success].mean())
-    if valid and 0 < success.sum() < len(success):
-        metrics[names.REWARD_AUROC] = auroc(reward[valid], success)
-    for task in sorted({trajectories[i].task for i in valid}):
-        outcomes = [trajectories[i].success for i in valid if trajectories[i].task == task]
-        metrics[f"rollout/success/{task}"] = float(np.mean(outcomes))
-    return metrics

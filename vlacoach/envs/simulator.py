@@ -6,6 +6,7 @@ control follow robosuite 1.4 step by step, without its Python in the hot path.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -28,6 +29,8 @@ from vlacoach.envs.suites import NUM_INITIAL_STATES, Suite, Task, get_suite
 from vlacoach.errors import ConfigError, SimulatorError, VlacoachError
 from vlacoach.profiles import RenderProfile
 
+logger = logging.getLogger(__name__)
+
 ACTION_DIM = 7
 PROPRIOCEPTION_DIM = 8
 SETTLE_STEPS = 10
@@ -40,6 +43,10 @@ _UNSTABLE = (
     mujoco.mjtWarning.mjWARN_CONTACTFULL,
     mujoco.mjtWarning.mjWARN_CNSTRFULL,
 )
+
+
+def _log_warning(text: str) -> None:
+    logger.debug("MuJoCo: %s", text)
 
 
 class UnstableSimulationError(SimulatorError):
@@ -127,6 +134,9 @@ class Simulator:
         seed: int = 0,
     ) -> None:
         self.suite = get_suite(suite) if isinstance(suite, str) else suite
+        if mujoco.get_mju_user_warning() is None:
+            # MuJoCo's own handler writes a log file into the working directory.
+            mujoco.set_mju_user_warning(_log_warning)
         self.cameras = tuple(cameras)
         self.image_size = image_size
         self._profile: RenderProfile = render_profile

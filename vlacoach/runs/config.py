@@ -90,8 +90,6 @@ class PolicyConfig(Section):
     """Rank of the LoRA adapter."""
     lora_alpha: Annotated[float, Field(gt=0)] = 32.0
     """LoRA scale; the adapter's output is multiplied by lora_alpha / lora_rank."""
-    lora_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
-    """Dropout on the adapter's input; above 0 the first probability ratio is no longer exactly 1."""
     full: bool = False
     """Train the whole language model instead of a LoRA adapter."""
 

@@ -1,0 +1,70 @@
+"""Trajectories of different lengths as one batch, and a batch as micro-batches that add up to it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from vlacoach.agents.objectives import token_mask
+from vlacoach.rewards.trajectory import Trajectory
+
+
+class PaddedTokens:
+    """Tokens of trajectories of different lengths, laid out as rows.
+
+    Attributes:
+        mask: (B, L) bool, True where a token's action was executed; L is that of the longest trajectory.
+    """
+
+    def __init__(
+        self, looks: Sequence[int], executed: Tensor, chunk: int, action_dim: int, device: torch.device | None = None
+    ) -> None:
+        self._looks = list(looks)
+        self._place = torch.cat([row * max(looks) + torch.arange(count) for row, count in enumerate(looks)])
+        padded = torch.zeros(len(looks) * max(looks), dtype=torch.int64)
+        padded[self._place] = executed
+        self.mask = token_mask(padded.view(len(looks), max(looks)), chunk, action_dim).to(device)
+
+    def scatter(self, values: Tensor) -> Tensor:
+        """(sum of T, tokens a chunk) to (B, L), zero where there is no look."""
+        rows, width = len(self._looks), max(self._looks)
+        padded = values.new_zeros(rows * width, values.shape[-1])
+        return padded.index_copy(0, self._place.to(values.device), values).view(rows, -1)
+
+
+def pad_tokens(
+    trajectories: Sequence[Trajectory], chunk: int, action_dim: int, device: torch.device | None = None
+) -> PaddedTokens:
+    """Layout and mask of the trajectories' tokens."""
+    executed = torch.cat([trajectory.executed for trajectory in trajectories])
+    return PaddedTokens([trajectory.num_looks for trajectory in trajectories], executed, chunk, action_dim, device)
+
+
+def micro_batches(looks: Sequence[int], limit: int) -> list[list[int]]:
+    """Split rows into runs of whole trajectories of at most ``limit`` looks (one that is longer stands alone)."""
+    parts: list[list[int]] = []
+    load = limit + 1
+    for row, count in enumerate(looks):
+        if load + count > limit:
+            parts.append([])
+            load = 0
+        parts[-1].append(row)
+        load += count
+    return parts
+
+
+def loss_share(part: Sequence[Trajectory], whole: Sequence[Trajectory], reduction: str) -> float:
+    """What the loss of a micro-batch counts for, so that the sum over micro-batches is the loss of them all.
+
+    Args:
+        part: Trajectories of the micro-batch.
+        whole: Trajectories of the optimizer step.
+        reduction: See :func:`vlacoach.agents.objectives.reduce_tokens`.
+    """
+    if reduction == "token-mean":
+        return sum(t.length for t in part) / sum(t.length for t in whole)
+    if reduction == "seq-mean-token-sum-norm":  # A sum, divided by the width to which the batch was padded.
+        return max(t.num_looks for t in part) / max(t.num_looks for t in whole)
+    return len(part) / len(whole)
