@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 vlacoach="${VLACOACH:-.venv/bin/vlacoach}"
 work="${1:-build/tiny}"
 
-"$vlacoach" demos collect --suite libero_goal --tasks 1,4,5,6,8 --episodes 30 --noise 0.25 \
+"$vlacoach" demos collect --suite libero_goal --tasks 1,4,6,8 --episodes 30 --noise 0.25 \
     --render-profile coarse --out "$work/demos"
 "$vlacoach" sft --demos "$work/demos" --steps 450 --learning-rate 1e-3 --dtype bf16 --out "$work/policy" --overwrite
 cp "$work/policy/model.safetensors" "$work/policy/config.json" "$work/policy/dataset_statistics.json" \
