@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+import shutil
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
 from oracle_cases import load_case
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _scene_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Compiled scenes go to a folder of the session: only the first test waits for one, and none is left behind."""
+    if "VLACOACH_CACHE" in os.environ:
+        yield
+        return
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VLACOACH_CACHE", str(folder))
+        yield
+    shutil.rmtree(folder)
 
 
 @pytest.fixture

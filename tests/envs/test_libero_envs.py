@@ -1,5 +1,7 @@
 """The Gymnasium environments: one world and many."""
 
+import os
+import signal
 import subprocess
 import sys
 
@@ -13,6 +15,7 @@ from gymnasium.vector import AutoresetMode
 import vlacoach
 from vlacoach.envs.registration import ENV_IDS
 from vlacoach.envs.vector import LiberoVectorEnv
+from vlacoach.envs.workers import WorkerPool, WorkerSettings
 from vlacoach.errors import ConfigError, SimulatorError, UnknownNameError
 
 pytestmark = pytest.mark.sim
@@ -162,15 +165,112 @@ def test_bad_input_is_named(envs):
     assert observation["image"].any()
 
 
-def test_a_killed_worker_is_an_error_and_close_leaves_no_process():
-    envs = make(num_envs=2)
-    envs.reset(seed=0)
-    children = [process for process, _ in envs._workers]
-    children[1].kill()
-    with pytest.raises(SimulatorError, match="exit code -9"):
-        envs.step(np.zeros((2, 4, 7), dtype=np.float32))
+def same(first, second, worlds):
+    for key, value in first.items():
+        np.testing.assert_array_equal(value[worlds], second[key][worlds], err_msg=key)
+
+
+def test_a_killed_worker_costs_its_episodes_and_nothing_else(caplog):
+    envs = make(num_envs=16)
+    mine, theirs = slice(8, 16), slice(0, 8)
+    options = {"task": 8, "init_state": np.arange(16)}
+    actions = np.random.default_rng(0).uniform(-1, 1, (2, 16, 4, 7)).astype(np.float32)
+
+    envs.reset(options=options)
+    envs.step(actions[0])
+    undisturbed, *_ = envs.step(actions[1])
+
+    envs.reset(options=options)
+    envs.step(actions[0])
+    children = envs.processes
+    pending = envs.begin_step(actions[1], np.ones(16, dtype=bool))
+    os.kill(children[1].pid, signal.SIGKILL)
+    observation, reward, terminated, truncated, info = envs.finish(pending)
+    same(observation, undisturbed, theirs)
+    lost = np.arange(16) >= 8
+    np.testing.assert_array_equal(truncated, lost)
+    np.testing.assert_array_equal(info["invalid"], lost)
+    assert not terminated.any()
+    assert not reward.any()
+    assert info["episode"]["l"][mine].tolist() == [4] * 8
+    assert envs.workers_lost == 1
+    assert "exit code -9" in caplog.text
+
+    # Those that were lost start anew, and are as good as before.
+    envs.reset(options={**options, "reset_mask": lost})
+    for chunk in actions:
+        observation, _, _, truncated, info = envs.step(np.where(lost[:, None, None], chunk, 0.0).astype(np.float32))
+    same(observation, undisturbed, mine)
+    assert "invalid" not in info
+
+    children += envs.processes
     envs.close()
     assert not any(psutil.pid_exists(child.pid) and child.is_alive() for child in children)
+
+
+def test_a_worker_that_dies_in_a_reset_or_between_steps_is_replaced():
+    envs = make(num_envs=2)
+    envs.reset(options={"task": 8, "init_state": 0})
+    envs.processes[0].kill()
+    pending = envs.begin_reset({"task": 8, "init_state": 1})
+    envs.processes[1].kill()
+    observation, *_ = envs.finish(pending)
+    expected, _ = envs.reset(options={"task": 8, "init_state": 1})
+    same(observation, expected, slice(None))
+    envs.processes[0].kill()
+    envs.processes[0].join()
+    *_, truncated, info = envs.step(np.zeros((2, 4, 7), dtype=np.float32))
+    assert truncated.tolist() == info["invalid"].tolist() == [True, False]
+    assert envs.workers_lost == 3
+    envs.close()
+
+
+def test_a_worker_that_hangs_is_replaced(monkeypatch):
+    envs = make(num_envs=2, worker_timeout=600.0)
+    envs.reset(options={"task": 8, "init_state": 0})
+    os.kill(envs.processes[1].pid, signal.SIGSTOP)
+    monkeypatch.setattr(envs._pool, "_timeout", 2.0)
+    *_, truncated, info = envs.step(np.zeros((2, 4, 7), dtype=np.float32))
+    monkeypatch.undo()
+    assert truncated.tolist() == info["invalid"].tolist() == [False, True]
+    envs.reset(options={"task": 8, "init_state": 0})
+    *_, truncated, _ = envs.step(np.zeros((2, 4, 7), dtype=np.float32))
+    assert not truncated.any()
+    envs.close()
+
+
+def test_workers_that_never_come_up_are_an_error():
+    settings = WorkerSettings("no_such_suite", 1, ("agentview",), 32, "fast", 10, 0, "egl", 0, 1)
+    pool = WorkerPool([settings], timeout=60.0)
+    with pytest.raises(SimulatorError, match="4 times in a row"):
+        pool.wait(pool.begin("reset", {0: (8, 0, 0)}))
+    pool.close()
+
+
+def test_a_world_that_is_unstable_from_the_start_is_invalid_at_its_first_step(envs, monkeypatch):
+    envs.reset(options={"task": 8, "init_state": 0})
+    envs._pool.lost[1] = True  # as a process reports it
+    *_, truncated, info = envs.step(np.zeros((3, 4, 7), dtype=np.float32))
+    assert truncated.tolist() == info["invalid"].tolist() == [False, True, False]
+    envs.reset(options={"task": 8, "init_state": 0})
+    *_, info = envs.step(np.zeros((3, 4, 7), dtype=np.float32))
+    assert "invalid" not in info
+
+
+def test_fresh_states_follow_the_seed_and_differ_from_each_other(envs):
+    pictures = []
+    for seed in (5, 5, 6):
+        observation, info = envs.reset(seed=seed, options={"task": 8, "init_state": -1})
+        pictures.append(observation["image"])
+        assert info["init_state"].tolist() == [-1] * 3
+    np.testing.assert_array_equal(pictures[0], pictures[1])
+    assert (pictures[0] != pictures[2]).any()
+    assert (pictures[0][0] != pictures[0][1]).any()
+    single = gymnasium.make("vlacoach/LiberoGoal-v0", task=8, image_size=32)
+    for seed in (5, 6):
+        observation, info = single.reset(seed=seed, options={"init_state": -1})
+        again, _ = single.reset(seed=seed, options={"init_state": -1})
+        np.testing.assert_array_equal(observation["image"], again["image"])
 
 
 def test_nothing_is_printed_by_the_packages_below():

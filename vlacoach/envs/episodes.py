@@ -82,9 +82,9 @@ class EpisodeRunner:
         self.settle_steps = settle_steps
         self._length = [0] * simulator.num_worlds
 
-    def reset(self, world: int, task: int, init_state: int) -> None:
-        """Start an episode."""
-        self.simulator.reset(world, task, init_state, self.settle_steps)
+    def reset(self, world: int, task: int, init_state: int, state_seed: int = 0) -> None:
+        """Start an episode; see :meth:`Simulator.reset`."""
+        self.simulator.reset(world, task, init_state, self.settle_steps, state_seed)
         self._length[world] = 0
 
     def execute(self, world: int, actions: NDArray[np.float64]) -> Outcome:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from vlacoach.envs.episodes import EpisodeRunner, action_space, observation_key, observation_space
 from vlacoach.envs.simulator import SETTLE_STEPS, Simulator
-from vlacoach.envs.suites import NUM_INITIAL_STATES, get_suite
+from vlacoach.envs.suites import FRESH_STATE, NUM_INITIAL_STATES, get_suite
 from vlacoach.errors import ConfigError, UnknownNameError
 from vlacoach.profiles import RENDER_PROFILES, RenderProfile
 
@@ -80,7 +80,8 @@ class LiberoEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
 
         Args:
             seed: Seeds the choice of task and initial state.
-            options: ``task`` and ``init_state`` choose them; each is drawn uniformly where absent.
+            options: ``task`` and ``init_state`` choose them; each is drawn uniformly where absent. An ``init_state`` of
+                -1 is none of the fifty official ones but a fresh one, drawn from the task's regions.
         """
         super().reset(seed=seed)
         options = options or {}
@@ -91,7 +92,8 @@ class LiberoEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
         init_state = options.get("init_state")
         drawn = int(self.np_random.integers(NUM_INITIAL_STATES))
         self._init_state = drawn if init_state is None else int(init_state)
-        self._runner.reset(0, self._task, self._init_state)
+        state_seed = int(self.np_random.integers(2**32)) if self._init_state == FRESH_STATE else 0
+        self._runner.reset(0, self._task, self._init_state, state_seed)
         self._instruction = self.suite.task(self._task).instruction
         return self._observe(), self._info(success=False, executed=0)
 

@@ -90,12 +90,9 @@ def control_env(bddl_file: str, seed: int) -> Any:
         bddl_file: Path of the task's BDDL file.
         seed: Seed of the fixture placement; LIBERO's evaluation scripts use 0.
     """
-    import numpy as np
-
     _answer_the_dataset_prompt()
     with quiet():
         from libero.libero.envs.env_wrapper import ControlEnv
-        from robosuite.utils.errors import RandomizationError
 
         env = ControlEnv(
             bddl_file_name=bddl_file,
@@ -104,19 +101,41 @@ def control_env(bddl_file: str, seed: int) -> Any:
             ignore_done=True,
             hard_reset=False,
         )
-        state = np.random.get_state()
-        np.random.seed(seed)
-        try:
+    reset(env, seed)
+    return env
+
+
+def reset(env: Any, seed: int) -> None:
+    """Reset a ``ControlEnv`` with NumPy's global generator at a seed, and put the generator back.
+
+    Raises:
+        SimulatorError: LIBERO finds no room for the objects.
+    """
+    import numpy as np
+    from robosuite.utils.errors import RandomizationError
+
+    state = np.random.get_state()
+    np.random.seed(seed)
+    try:
+        with quiet():
             # The wrapper's own reset() swallows every exception, Ctrl-C included; the inner one does not.
             for _ in range(100):
                 try:
                     env.env.reset()
-                    return env
+                    return
                 except RandomizationError:
                     continue
-        finally:
-            np.random.set_state(state)
-    raise SimulatorError(f"LIBERO could not place the objects of {bddl_file} in 100 attempts.")
+    finally:
+        np.random.set_state(state)
+    raise SimulatorError("LIBERO could not place the objects of a task in 100 attempts.", "Try another seed.")
+
+
+def bddl_sections(bddl_file: str) -> list[list[Any]]:
+    """The sections of a BDDL file as nested lists of words, each with its name first; imports no robosuite."""
+    from bddl.parsing import scan_tokens
+
+    tokens = scan_tokens(filename=bddl_file)
+    return [[section] if isinstance(section, str) else section for section in tokens if section != "define"]
 
 
 def parse_problem(bddl_file: str) -> dict[str, Any]:

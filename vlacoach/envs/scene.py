@@ -1,10 +1,14 @@
-"""A compiled LIBERO scene: one read-only MuJoCo model and what is needed to drive any number of worlds in it."""
+"""A compiled LIBERO scene: one read-only MuJoCo model and what is needed to drive any number of worlds in it.
+
+Compiling takes seconds and LIBERO's own environment; :mod:`vlacoach.envs.scene_cache` keeps the result on disk.
+"""
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import mujoco
@@ -12,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlacoach.envs import libero_package
-from vlacoach.envs.goals import Predicate, compile_goal
+from vlacoach.envs.goals import Predicate, Term, compile_goal, describe_goal
 from vlacoach.envs.suites import Task
 
 PHYSICS_STEPS = 25
@@ -51,36 +55,39 @@ class HomePose:
 
 @dataclass(frozen=True)
 class Burner:
-    """A site that LIBERO shows only while its stove is on."""
+    """A site that LIBERO shows only while its stove is on.
+
+    Attributes:
+        site: Index of the site.
+        terms: When it is on, as :func:`vlacoach.envs.goals.describe_goal` says it.
+    """
 
     site: int
-    is_on: Predicate
+    terms: list[Term]
+
+    @functools.cached_property
+    def is_on(self) -> Predicate:
+        """Whether the stove is on in an ``mujoco.MjData``."""
+        return compile_goal(self.terms)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Scene:
-    """One compiled scene; several tasks may share it.
+    """One compiled scene; several tasks may share it. Nothing in it needs LIBERO's environment.
 
     Attributes:
         model: The MuJoCo model. Shared by all worlds and never written to, but for the burners' visibility.
         arm: Indices of the robot.
         home: The controller's state after a reset; its joint position is also the null space's posture.
         burners: Sites shown while a stove is on.
+        goals: Described goals of the tasks that live in the scene, by name.
     """
 
     model: mujoco.MjModel
     arm: ArmIndices
     home: HomePose
     burners: tuple[Burner, ...]
-    _env: Any
-    _goals: dict[str, Predicate] = field(default_factory=dict)
-
-    def goal(self, task: Task) -> Predicate:
-        """The goal predicate of a task that lives in this scene."""
-        if task.bddl_file not in self._goals:
-            goal = libero_package.parse_problem(task.bddl_file)["goal_state"]
-            self._goals[task.bddl_file] = compile_goal(self._env, self.model, goal)
-        return self._goals[task.bddl_file]
+    goals: dict[str, list[Term]]
 
     def show_burners(self, data: mujoco.MjData) -> None:
         """Set the burners' visibility to the state of one world, before it is rendered."""
@@ -91,27 +98,25 @@ class Scene:
 def scene_key(task: Task) -> str:
     """A key that two tasks share exactly when they can share a compiled scene.
 
-    Objects, fixtures, and regions decide; the goal and the initial placement of movable objects do not, since
-    goals are compiled separately and initial states come as full simulator states.
+    All but the goal decides. The initial placement of movable objects does too, although initial states come as full
+    simulator states: LIBERO draws it from the generator that then places the fixtures, so tasks that differ in it have
+    their cabinet and stove elsewhere.
     """
-    problem = libero_package.parse_problem(task.bddl_file)
-    fixtures = {name for names in problem["fixtures"].values() for name in names}
-    placement = [state for state in problem["initial_state"] if state[1] in fixtures]
-    parts = [problem[key] for key in ("problem_name", "fixtures", "objects", "scene_properties", "regions")]
-    return json.dumps([*parts, placement], sort_keys=True, default=str)
+    sections = libero_package.bddl_sections(task.bddl_file)
+    return json.dumps([section for section in sections if section[0] not in (":goal", ":language", ":obj_of_interest")])
 
 
-def build_scene(task: Task, seed: int = 0) -> Scene:
-    """Compile the scene of a task.
+def build_scene(tasks: Sequence[Task], seed: int = 0) -> Scene:
+    """Compile the scene of some tasks.
 
     Args:
-        task: A task of a LIBERO suite.
+        tasks: Tasks of LIBERO that share a scene (see :func:`scene_key`).
         seed: Seed of the fixtures' placement, which LIBERO's initial states do not hold.
 
     Returns:
         The compiled scene; takes a few seconds, the first time in a process.
     """
-    env = libero_package.control_env(task.bddl_file, seed).env
+    env = libero_package.control_env(tasks[0].bddl_file, seed).env
     model: mujoco.MjModel = env.sim.model._model
     robot = env.robots[0]
 
@@ -132,7 +137,10 @@ def build_scene(task: Task, seed: int = 0) -> Scene:
         arm=arm,
         home=_home_pose(robot.controller, model, arm),
         burners=_burners(env, model),
-        _env=env,
+        goals={
+            task.name: describe_goal(env, model, libero_package.parse_problem(task.bddl_file)["goal_state"])
+            for task in tasks
+        },
     )
 
 
@@ -159,6 +167,6 @@ def _burners(env: Any, model: mujoco.MjModel) -> tuple[Burner, ...]:
     for name, state in env.object_states_dict.items():
         if state.object_state_type == "object" and state.has_turnon_affordance:
             sites = env.get_object(name).object_properties["vis_site_names"]
-            is_on = compile_goal(env, model, [("turnon", name)])
-            found += [Burner(int(model.site(site).id), is_on) for site, _ in sites.values()]
+            terms = describe_goal(env, model, [("turnon", name)])
+            found += [Burner(int(model.site(site).id), terms) for site, _ in sites.values()]
     return tuple(found)

@@ -22,10 +22,12 @@ from vlacoach.envs.controller import (
     osc_torque,
     rotation_matrix,
 )
-from vlacoach.envs.goals import Predicate
+from vlacoach.envs.fresh_states import FreshStates
+from vlacoach.envs.goals import Predicate, compile_goal
 from vlacoach.envs.rendering import Renderer
-from vlacoach.envs.scene import PHYSICS_STEPS, Scene, build_scene, scene_key
-from vlacoach.envs.suites import NUM_INITIAL_STATES, Suite, Task, get_suite
+from vlacoach.envs.scene import PHYSICS_STEPS, Scene, scene_key
+from vlacoach.envs.scene_cache import get_scene
+from vlacoach.envs.suites import FRESH_STATE, NUM_INITIAL_STATES, Suite, Task, get_suite
 from vlacoach.errors import ConfigError, SimulatorError, VlacoachError
 from vlacoach.profiles import RenderProfile
 
@@ -143,6 +145,7 @@ class Simulator:
         self._seed = seed
         self._scenes: dict[str, Scene] = {}
         self._keys: dict[int, str] = {}
+        self._fresh: dict[int, FreshStates] = {}
         self._renderers: dict[str, Renderer] = {}
         self._worlds: list[_World | None] = [None] * num_worlds
 
@@ -152,12 +155,16 @@ class Simulator:
         return len(self._worlds)
 
     def _scene(self, task: Task) -> Scene:
+        key = self._key(task)
+        if key not in self._scenes:
+            sharing = [other for other in self.suite.tasks if self._key(other) == key]
+            self._scenes[key] = get_scene(sharing, self._seed)
+        return self._scenes[key]
+
+    def _key(self, task: Task) -> str:
         if task.index not in self._keys:
             self._keys[task.index] = scene_key(task)
-        key = self._keys[task.index]
-        if key not in self._scenes:
-            self._scenes[key] = build_scene(task, self._seed)
-        return self._scenes[key]
+        return self._keys[task.index]
 
     def _world(self, index: int) -> _World:
         world = self._worlds[index]
@@ -165,33 +172,30 @@ class Simulator:
             raise SimulatorError(f"World {index} has not been reset.", "Call reset() before anything else.")
         return world
 
-    def reset(self, world: int, task: int, init_state: int, settle_steps: int = SETTLE_STEPS) -> None:
-        """Put one world into an official initial state of a task, and let objects settle.
+    def reset(
+        self, world: int, task: int, init_state: int, settle_steps: int = SETTLE_STEPS, state_seed: int = 0
+    ) -> None:
+        """Put one world into an initial state of a task, and let objects settle.
 
         Nothing of the world's previous episode is left: controller goal, gripper command, and warm start go too.
 
         Args:
             world: Index of the world.
             task: Index of the task in the suite.
-            init_state: 0 to 49.
+            init_state: 0 to 49 for the official ones, -1 for a fresh one. The first fresh one of a task takes seconds.
             settle_steps: Control steps of doing nothing with the gripper open.
+            state_seed: Decides the fresh state, 0 to 2**32 - 1.
 
         Raises:
             ConfigError: There is no such task or state.
             UnstableSimulationError: MuJoCo reports a bad state.
         """
         chosen = self.suite.task(task)
-        states = self.suite.initial_states(task)
-        if not 0 <= init_state < len(states):
-            raise ConfigError(
-                f"Task {task} of {self.suite.name} has no initial state {init_state}.",
-                f"Initial states are 0 to {NUM_INITIAL_STATES - 1}.",
-            )
+        state = self._initial_state(chosen, init_state, state_seed)
         scene = self._scene(chosen)
         previous = self._worlds[world]
         # Worlds that stay in their scene keep their MjData: making one costs milliseconds.
         data = previous.data if previous and previous.scene is scene else mujoco.MjData(scene.model)
-        state = states[init_state]
         mujoco.mj_resetData(scene.model, data)
         data.time = state[0]
         data.qpos[:] = state[1 : 1 + scene.model.nq]
@@ -201,7 +205,7 @@ class Simulator:
             scene=scene,
             data=data,
             task=chosen,
-            goal=scene.goal(chosen),
+            goal=compile_goal(scene.goals[chosen.name]),
             goal_position=data.site_xpos[scene.arm.site].copy(),
             goal_rotation=scene.home.rotation.copy(),
             gripper=np.zeros(2),
@@ -211,6 +215,20 @@ class Simulator:
         idle = np.array([0.0] * 6 + [-1.0])
         for _ in range(settle_steps):
             self.step(world, idle)
+
+    def _initial_state(self, task: Task, init_state: int, state_seed: int) -> NDArray[np.float64]:
+        if init_state == FRESH_STATE:
+            if task.index not in self._fresh:
+                self._fresh[task.index] = FreshStates(task, self._scene(task), self._seed)
+            return self._fresh[task.index].sample(state_seed)
+        states = self.suite.initial_states(task.index)
+        if not 0 <= init_state < len(states):
+            raise ConfigError(
+                f"Task {task.index} of {self.suite.name} has no initial state {init_state}.",
+                f"Initial states are 0 to {NUM_INITIAL_STATES - 1}, or {FRESH_STATE} for a fresh one.",
+            )
+        state: NDArray[np.float64] = states[init_state]
+        return state
 
     def step(self, world: int, action: ArrayLike) -> bool:
         """One control step of 50 ms.

@@ -27,6 +27,9 @@ SUITES: dict[str, int] = {
 NUM_INITIAL_STATES = 50
 """Official initial states a task."""
 
+FRESH_STATE = -1
+"""Instead of the index of an official state: draw one from the task's regions, as LIBERO draws them."""
+
 
 @dataclass(frozen=True)
 class Task:

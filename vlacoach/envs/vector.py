@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
-import multiprocessing
 import os
-import signal
-from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from multiprocessing.connection import Connection
 from typing import Any
 
 import gymnasium
@@ -18,84 +12,14 @@ from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 from numpy.typing import ArrayLike, NDArray
 
-from vlacoach.envs.episodes import EpisodeRunner, Outcome, action_space, observation_key, observation_space
+from vlacoach.envs.episodes import Outcome, action_space, observation_key, observation_space
 from vlacoach.envs.libero import LiberoEnv
-from vlacoach.envs.rendering import find_gl_backend, select_gl_backend
-from vlacoach.envs.simulator import SETTLE_STEPS, Simulator
-from vlacoach.envs.suites import NUM_INITIAL_STATES, get_suite
-from vlacoach.errors import ConfigError, SimulatorError, UnknownNameError
+from vlacoach.envs.rendering import find_gl_backend
+from vlacoach.envs.simulator import SETTLE_STEPS
+from vlacoach.envs.suites import FRESH_STATE, NUM_INITIAL_STATES, get_suite
+from vlacoach.envs.workers import Pending, WorkerPool, WorkerSettings
+from vlacoach.errors import ConfigError, UnknownNameError
 from vlacoach.profiles import RENDER_PROFILES, RenderProfile
-
-_CLOSE_SECONDS = 5.0
-
-
-@dataclass
-class Pending:
-    """Work that simulator processes are doing; hand it to :meth:`LiberoVectorEnv.finish`.
-
-    Attributes:
-        workers: Processes that have not answered yet.
-        outcomes: What chunks did, by world; None for worlds that were started anew.
-        failure: The first error a process reported.
-    """
-
-    workers: set[int]
-    outcomes: dict[int, Outcome | None] = field(default_factory=dict)
-    failure: Exception | None = None
-
-
-@dataclass(frozen=True)
-class _WorkerSettings:
-    suite: str
-    num_worlds: int
-    cameras: tuple[str, ...]
-    image_size: int
-    render_profile: RenderProfile
-    max_steps: int
-    settle_steps: int
-    gl_backend: str
-    first_world: int
-    num_envs: int
-
-
-def _pictures(buffer: Any, settings: _WorkerSettings) -> NDArray[np.uint8]:
-    shape = (settings.num_envs, len(settings.cameras), settings.image_size, settings.image_size, 3)
-    return np.frombuffer(buffer, dtype=np.uint8).reshape(shape)
-
-
-def _worker(connection: Connection, buffer: Any, settings: _WorkerSettings) -> None:
-    """Serve resets and chunks for a share of the worlds until told to stop."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business.
-    select_gl_backend(settings.gl_backend)
-    simulator = Simulator(
-        settings.suite, settings.num_worlds, settings.cameras, settings.image_size, settings.render_profile
-    )
-    runner = EpisodeRunner(simulator, settings.max_steps, settings.settle_steps)
-    pictures = _pictures(buffer, settings)
-
-    def observe(world: int) -> NDArray[np.float32]:
-        for i, picture in enumerate(simulator.render(world).values()):
-            pictures[settings.first_world + world, i] = picture
-        return simulator.proprioception(world)
-
-    while True:
-        try:
-            message = connection.recv()
-        except EOFError:
-            return
-        if message is None:
-            return
-        command, jobs = message
-        try:
-            if command == "reset":
-                for world, task, init_state in jobs:
-                    runner.reset(world, task, init_state)
-                connection.send([(world, observe(world), None) for world, _, _ in jobs])
-            else:
-                outcomes = [(world, runner.execute(world, actions)) for world, actions in jobs]
-                connection.send([(world, observe(world), outcome) for world, outcome in outcomes])
-        except Exception as error:  # Crosses to the parent, which raises it.
-            connection.send(error)
 
 
 class LiberoVectorEnv(gymnasium.vector.VectorEnv[dict[str, Any], NDArray[np.float32], NDArray[Any]]):
@@ -104,6 +28,10 @@ class LiberoVectorEnv(gymnasium.vector.VectorEnv[dict[str, Any], NDArray[np.floa
     Worlds may be at different tasks. With ``AutoresetMode.DISABLED``, the default, a finished world stands still
     (no reward, ``info["executed"]`` 0) until ``reset(options={"reset_mask": ...})`` starts it anew; rollouts of
     groups use this. ``NEXT_STEP`` and ``SAME_STEP`` work as Gymnasium defines them.
+
+    A worker process that dies or hangs, or a simulation that becomes unstable, does not end the run: the process is
+    replaced, and the worlds it had come back truncated at the next step, with ``info["invalid"]`` set. They are neither
+    successes nor failures.
 
     Args:
         num_envs: Number of worlds.
@@ -118,6 +46,8 @@ class LiberoVectorEnv(gymnasium.vector.VectorEnv[dict[str, Any], NDArray[np.floa
         settle_steps: Steps of doing nothing after a reset.
         autoreset_mode: One of Gymnasium's three.
         max_episode_steps: Gymnasium's name for ``max_steps``, which wins over it.
+        worker_timeout: Seconds without an answer after which a worker counts as hanging. Compiling a scene for the
+            first time is part of an answer.
     """
 
     metadata: dict[str, Any] = {  # noqa: RUF012 - Gymnasium's own convention
@@ -141,6 +71,7 @@ class LiberoVectorEnv(gymnasium.vector.VectorEnv[dict[str, Any], NDArray[np.floa
         autoreset_mode: AutoresetMode | str = AutoresetMode.DISABLED,
         max_episode_steps: int | None = None,
         render_mode: str | None = None,
+        worker_timeout: float = 300.0,
     ) -> None:
         if num_envs < 1:
             raise ConfigError(f"num_envs is {num_envs}.", "Use at least one environment.")
@@ -161,45 +92,31 @@ class LiberoVectorEnv(gymnasium.vector.VectorEnv[dict[str, Any], NDArray[np.floa
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self._cameras = tuple(cameras)
-        count = max(1, min(num_envs, workers or os.cpu_count() or 1))
-        self._shares = [len(share) for share in np.array_split(np.arange(num_envs), count)]
-        self._firsts = np.concatenate([[0], np.cumsum(self._shares)[:-1]]).astype(int)
-        self._start(suite, image_size, render_profile, settle_steps)
         self._task_of = np.zeros(num_envs, dtype=np.int64)
         self._init_state_of = np.zeros(num_envs, dtype=np.int64)
-        self._state = np.zeros((num_envs, *self.single_observation_space["state"].shape), dtype=np.float32)  # type: ignore[misc]
+        self._length = np.zeros(num_envs, dtype=np.int64)
         self._done = np.ones(num_envs, dtype=np.bool_)
-
-    def _start(self, suite: str, image_size: int, profile: RenderProfile, settle_steps: int) -> None:
-        context = multiprocessing.get_context("spawn")
         backend = find_gl_backend()
-        size = self.num_envs * len(self._cameras) * image_size * image_size * 3
-        buffer = context.RawArray(ctypes.c_uint8, size)
-        # NumPy and CUDA read these at import, so they must be in place before the workers start: one thread a
-        # worker, and no CUDA device, since EGL and CUDA in one process abort.
-        forced = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-        before = {name: os.environ.get(name) for name in forced}
-        self._workers: list[tuple[Any, Connection]] = []
-        self._queues: list[deque[Pending]] = [deque() for _ in self._shares]
-        try:
-            os.environ.update(forced)
-            for first, share in zip(self._firsts, self._shares, strict=True):
-                settings = _WorkerSettings(
-                    suite, share, self._cameras, image_size, profile, self.max_steps, settle_steps, backend,
-                    int(first), self.num_envs,
-                )  # fmt: skip
-                ours, theirs = context.Pipe()
-                process = context.Process(target=_worker, args=(theirs, buffer, settings), daemon=True)
-                process.start()
-                theirs.close()
-                self._workers.append((process, ours))
-        finally:
-            for name, value in before.items():
-                if value is None:
-                    os.environ.pop(name, None)
-                else:
-                    os.environ[name] = value
-        self._images = _pictures(buffer, settings)
+        count = max(1, min(num_envs, workers or os.cpu_count() or 1))
+        shares = np.array_split(np.arange(num_envs), count)
+        settings = [
+            WorkerSettings(
+                suite, len(share), self._cameras, image_size, render_profile, self.max_steps, settle_steps, backend,
+                int(share[0]), num_envs,
+            )
+            for share in shares
+        ]  # fmt: skip
+        self._pool = WorkerPool(settings, worker_timeout)
+
+    @property
+    def processes(self) -> list[Any]:
+        """The worker processes."""
+        return self._pool.processes
+
+    @property
+    def workers_lost(self) -> int:
+        """Worker processes that died or hung so far, and were replaced."""
+        return self._pool.replaced
 
     def reset(
         self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
@@ -209,7 +126,8 @@ class LiberoVectorEnv(gymnasium.vector.VectorEnv[dict[str, Any], NDArray[np.floa
         Args:
             seed: Seeds the choice of tasks and initial states (an integer; of a list, the first).
             options: ``task`` and ``init_state``, each an integer or an array (N,), choose them; where absent they
-                are drawn. ``reset_mask``, bool (N,), limits the reset to some worlds; their rows alone are used.
+                are drawn. An ``init_state`` of -1 is none of the fifty official ones but a fresh one, drawn from the
+                task's regions. ``reset_mask``, bool (N,), limits the reset to some worlds; their rows alone are used.
         """
         super().reset(seed=seed[0] if isinstance(seed, list) else seed)
         observation, _, _, _, info = self.finish(self.begin_reset(options))
@@ -241,7 +159,11 @@ class LiberoVectorEnv(gymnasium.vector.VectorEnv[dict[str, Any], NDArray[np.floa
             self.suite.task(int(tasks[world]))
         self._task_of[worlds], self._init_state_of[worlds] = tasks[worlds], states[worlds]
         self._done[worlds] = False
-        return self._send("reset", {int(w): (int(tasks[w]), int(states[w])) for w in worlds})
+        self._length[worlds] = 0
+        seeds = np.zeros(self.num_envs, dtype=np.int64)
+        if np.any(states[worlds] == FRESH_STATE):
+            seeds = self.np_random.integers(2**32, size=self.num_envs)
+        return self._pool.begin("reset", {int(w): (int(tasks[w]), int(states[w]), int(seeds[w])) for w in worlds})
 
     def step(
         self, actions: NDArray[np.float32]
@@ -271,17 +193,14 @@ class LiberoVectorEnv(gymnasium.vector.VectorEnv[dict[str, Any], NDArray[np.floa
                 f"The action of world {where[0]} is {batch[where]} at index {where[1:]}.", "Actions must be finite."
             )
         batch = batch.reshape(self.num_envs, -1, batch.shape[-1])
-        return self._send("step", {int(w): (batch[w],) for w in np.flatnonzero(worlds & ~self._done)})
+        return self._pool.begin("step", {int(w): (batch[w],) for w in np.flatnonzero(worlds & ~self._done)})
 
     def finish(
         self, pending: Pending
     ) -> tuple[dict[str, Any], NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]]:
         """Wait for begun work; returns what :meth:`step` returns, of which the rows of the worlds at work count."""
-        while pending.workers:
-            self._receive(min(pending.workers))
-        if pending.failure is not None:
-            raise pending.failure
-        return self._result({w: outcome for w, outcome in pending.outcomes.items() if outcome is not None})
+        outcomes = self._pool.wait(pending)
+        return self._result({world: outcome for world, outcome in outcomes.items() if outcome is not None})
 
     def _reset_drawn(self, mask: NDArray[np.bool_]) -> None:
         if np.any(mask):
@@ -297,7 +216,9 @@ class LiberoVectorEnv(gymnasium.vector.VectorEnv[dict[str, Any], NDArray[np.floa
         executed, length = (np.zeros(self.num_envs, dtype=np.int64) for _ in range(2))
         for world, outcome in outcomes.items():
             success[world], truncated[world] = outcome.success, outcome.truncated
-            invalid[world], executed[world], length[world] = outcome.invalid, outcome.executed, outcome.length
+            invalid[world], executed[world] = outcome.invalid, outcome.executed
+            # A process that was lost does not know how far its worlds had come.
+            self._length[world] = length[world] = max(outcome.length, self._length[world])
         ended = success | truncated
         self._done |= ended
         info = self._info(executed)
@@ -323,8 +244,8 @@ class LiberoVectorEnv(gymnasium.vector.VectorEnv[dict[str, Any], NDArray[np.floa
 
     def _observation(self) -> dict[str, Any]:
         # Copies: callers keep observations, and the workers write the next ones into the same memory.
-        pictures = {observation_key(name): self._images[:, i].copy() for i, name in enumerate(self._cameras)}
-        return {**pictures, "state": self._state.copy(), "task": self._task_of.copy()}
+        pictures = {observation_key(name): self._pool.images[:, i].copy() for i, name in enumerate(self._cameras)}
+        return {**pictures, "state": self._pool.state.copy(), "task": self._task_of.copy()}
 
     def _info(self, executed: NDArray[np.int64]) -> dict[str, Any]:
         everyone = np.ones(self.num_envs, dtype=np.bool_)
@@ -332,63 +253,12 @@ class LiberoVectorEnv(gymnasium.vector.VectorEnv[dict[str, Any], NDArray[np.floa
         values = {"instruction": instructions, "init_state": self._init_state_of.copy(), "executed": executed}
         return {**values, **{f"_{name}": everyone.copy() for name in values}}
 
-    def _send(self, command: str, jobs: dict[int, tuple[Any, ...]]) -> Pending:
-        """Give each process its jobs; they work at the same time, and answer in the order in which they were asked."""
-        pending = Pending(set())
-        for worker, (process, connection) in enumerate(self._workers):
-            first, share = int(self._firsts[worker]), self._shares[worker]
-            mine = [(world - first, *job) for world, job in jobs.items() if first <= world < first + share]
-            if mine:
-                try:
-                    connection.send((command, mine))
-                except OSError as error:
-                    raise self._lost(process) from error
-                pending.workers.add(worker)
-                self._queues[worker].append(pending)
-        return pending
-
-    def _receive(self, worker: int) -> None:
-        """Take a process's next answer, which belongs to the work it was given first."""
-        process, connection = self._workers[worker]
-        try:
-            answer = connection.recv()
-        except (EOFError, OSError) as error:
-            raise self._lost(process) from error
-        pending = self._queues[worker].popleft()
-        pending.workers.discard(worker)
-        if isinstance(answer, Exception):
-            pending.failure = pending.failure or answer
-            return
-        for world, state, outcome in answer:
-            index = int(self._firsts[worker]) + world
-            self._state[index] = state
-            pending.outcomes[index] = outcome
-
-    @staticmethod
-    def _lost(process: Any) -> SimulatorError:
-        process.join(_CLOSE_SECONDS)
-        return SimulatorError(
-            f"A simulator process ended unexpectedly (exit code {process.exitcode}).",
-            "Exit code -9 is usually the kernel, out of memory: use fewer workers or smaller pictures.",
-        )
-
     def render(self) -> tuple[NDArray[np.uint8], ...] | None:
         """Each world's latest picture of the first camera, upright and not mirrored."""
         if self.render_mode is None:
             return None
-        return tuple(np.ascontiguousarray(picture[:, ::-1]) for picture in self._images[:, 0])
+        return tuple(np.ascontiguousarray(picture[:, ::-1]) for picture in self._pool.images[:, 0])
 
     def close_extras(self, **kwargs: Any) -> None:
         """Stop the workers; none is left behind."""
-        for _, connection in self._workers:
-            try:
-                connection.send(None)
-            except OSError:
-                continue  # It is gone already, which is what closing is for.
-        for process, connection in self._workers:
-            process.join(_CLOSE_SECONDS)
-            if process.is_alive():
-                process.kill()
-                process.join()
-            connection.close()
-        self._workers = []
+        self._pool.close()

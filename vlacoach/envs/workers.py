@@ -1,0 +1,298 @@
+"""Simulator processes: each holds a share of the worlds, draws into shared memory, and is replaced if it is lost."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import logging
+import multiprocessing
+import os
+import signal
+from collections import deque
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vlacoach.envs.episodes import EpisodeRunner, Outcome
+from vlacoach.envs.rendering import select_gl_backend
+from vlacoach.envs.simulator import PROPRIOCEPTION_DIM, Simulator, UnstableSimulationError
+from vlacoach.errors import SimulatorError
+from vlacoach.profiles import RenderProfile
+
+logger = logging.getLogger(__name__)
+
+_CLOSE_SECONDS = 5.0
+_MAX_FAILURES = 3
+"""Times in a row that one process may be lost, without an answer in between, before the environment gives up."""
+
+
+@dataclass
+class Pending:
+    """Work that simulator processes are doing; hand it to :meth:`vlacoach.envs.vector.LiberoVectorEnv.finish`.
+
+    Attributes:
+        workers: Processes that have not answered yet.
+        outcomes: What chunks did, by world; None for worlds that were started anew.
+        failure: The first error a process reported, other than its death.
+    """
+
+    workers: set[int]
+    outcomes: dict[int, Outcome | None] = field(default_factory=dict)
+    failure: Exception | None = None
+
+
+@dataclass(frozen=True)
+class _Order:
+    """What a process was asked to do, kept until it answers: a process that is lost is replaced and asked again."""
+
+    pending: Pending
+    command: str
+    jobs: list[tuple[Any, ...]]
+
+
+@dataclass(frozen=True)
+class WorkerSettings:
+    """What a process needs to know.
+
+    Attributes:
+        suite: Name of the suite.
+        num_worlds: Worlds of this process.
+        cameras: Cameras to draw.
+        image_size: Height and width of pictures in pixels.
+        render_profile: One of ``RENDER_PROFILES``.
+        max_steps: Step limit of an episode.
+        settle_steps: Steps of doing nothing after a reset.
+        gl_backend: What :func:`vlacoach.envs.rendering.find_gl_backend` found.
+        first_world: Number of its first world.
+        num_envs: Worlds of all processes.
+    """
+
+    suite: str
+    num_worlds: int
+    cameras: tuple[str, ...]
+    image_size: int
+    render_profile: RenderProfile
+    max_steps: int
+    settle_steps: int
+    gl_backend: str
+    first_world: int
+    num_envs: int
+
+
+_INVALID = Outcome(success=False, executed=0, length=0, truncated=True, invalid=True)
+
+
+def _pictures(buffer: Any, settings: WorkerSettings) -> NDArray[np.uint8]:
+    shape = (settings.num_envs, len(settings.cameras), settings.image_size, settings.image_size, 3)
+    return np.frombuffer(buffer, dtype=np.uint8).reshape(shape)
+
+
+def _worker(connection: Connection, buffer: Any, settings: WorkerSettings) -> None:
+    """Serve resets and chunks for a share of the worlds until told to stop."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business.
+    select_gl_backend(settings.gl_backend)
+    simulator = Simulator(
+        settings.suite, settings.num_worlds, settings.cameras, settings.image_size, settings.render_profile
+    )
+    runner = EpisodeRunner(simulator, settings.max_steps, settings.settle_steps)
+    pictures = _pictures(buffer, settings)
+
+    def observe(world: int) -> NDArray[np.float32]:
+        for i, picture in enumerate(simulator.render(world).values()):
+            pictures[settings.first_world + world, i] = picture
+        return simulator.proprioception(world)
+
+    def start(jobs: list[tuple[Any, ...]]) -> list[tuple[tuple[Any, ...], Outcome | None]]:
+        started: list[tuple[tuple[Any, ...], Outcome | None]] = []
+        for job in jobs:
+            try:
+                runner.reset(*job)
+                started.append((job, None))
+            except UnstableSimulationError:
+                started.append((job, _INVALID))
+        return started
+
+    while True:
+        try:
+            message = connection.recv()
+        except EOFError:
+            return
+        if message is None:
+            return
+        command, jobs = message
+        try:
+            if command == "reset":
+                connection.send([(job[0], observe(job[0]), outcome) for job, outcome in start(jobs)])
+            else:
+                outcomes = [(world, runner.execute(world, actions)) for world, actions in jobs]
+                connection.send([(world, observe(world), outcome) for world, outcome in outcomes])
+        except Exception as error:  # Crosses to the parent, which raises it.
+            connection.send(error)
+
+
+class WorkerPool:
+    """Starts, asks, replaces, and stops simulator processes.
+
+    Args:
+        settings: One for each process; their worlds follow each other.
+        timeout: Seconds without an answer after which a process counts as hanging.
+
+    Attributes:
+        images: (N, cameras, H, W, 3) uint8, each world's latest pictures. Written to while chunks run.
+        state: (N, 8) float32, each world's latest proprioception.
+        lost: (N,) bool, worlds whose process was replaced, or whose start was unstable; a reset brings them back.
+        replaced: Processes that died or hung so far.
+    """
+
+    def __init__(self, settings: list[WorkerSettings], timeout: float) -> None:
+        one = settings[0]
+        self._settings = settings
+        self._timeout = timeout
+        self._firsts = np.array([each.first_world for each in settings])
+        self._context = multiprocessing.get_context("spawn")
+        self._buffer = self._context.RawArray(ctypes.c_uint8, one.num_envs * len(one.cameras) * one.image_size**2 * 3)
+        self.images = _pictures(self._buffer, one)
+        self.state = np.zeros((one.num_envs, PROPRIOCEPTION_DIM), dtype=np.float32)
+        self.lost = np.zeros(one.num_envs, dtype=np.bool_)
+        self.replaced = 0
+        self._failures = [0] * len(settings)
+        self._queues: list[deque[_Order]] = [deque() for _ in settings]
+        self._workers: list[tuple[Any, Connection]] = [self._spawn(worker) for worker in range(len(settings))]
+
+    @property
+    def processes(self) -> list[Any]:
+        """The ``multiprocessing`` processes."""
+        return [process for process, _ in self._workers]
+
+    def _spawn(self, worker: int) -> tuple[Any, Connection]:
+        # NumPy and CUDA read these at import, so they must be in place before a worker starts: one thread a
+        # worker, and no CUDA device, since EGL and CUDA in one process abort.
+        forced = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+        before = {name: os.environ.get(name) for name in forced}
+        ours, theirs = self._context.Pipe()
+        arguments = (theirs, self._buffer, self._settings[worker])
+        process = self._context.Process(target=_worker, args=arguments, daemon=True)
+        try:
+            os.environ.update(forced)
+            process.start()
+        finally:
+            for name, value in before.items():
+                if value is None:
+                    os.environ.pop(name, None)
+                else:
+                    os.environ[name] = value
+        theirs.close()
+        return process, ours
+
+    def begin(self, command: str, jobs: dict[int, tuple[Any, ...]]) -> Pending:
+        """Give each process its jobs; they work at the same time, and answer in the order in which they were asked.
+
+        Args:
+            command: ``"reset"`` or ``"step"``.
+            jobs: World to the arguments of :meth:`EpisodeRunner.reset` or ``execute``.
+        """
+        pending = Pending(set())
+        shares: dict[int, list[tuple[Any, ...]]] = {}
+        for world, job in jobs.items():
+            if command == "step" and self.lost[world]:
+                pending.outcomes[world] = _INVALID
+                continue
+            worker = int(np.searchsorted(self._firsts, world, side="right")) - 1
+            shares.setdefault(worker, []).append((world - self._settings[worker].first_world, *job))
+        for worker, share in shares.items():
+            pending.workers.add(worker)
+            self._queues[worker].append(_Order(pending, command, share))
+            try:
+                self._workers[worker][1].send((command, share))
+            except OSError:
+                self._replace(worker, "ended unexpectedly")
+        return pending
+
+    def wait(self, pending: Pending) -> dict[int, Outcome | None]:
+        """Outcomes by world, None for a reset.
+
+        Raises:
+            VlacoachError: What a process reported.
+        """
+        while pending.workers:
+            self._receive(min(pending.workers))
+        if pending.failure is not None:
+            raise pending.failure
+        return pending.outcomes
+
+    def _receive(self, worker: int) -> None:
+        """Take a process's next answer, which belongs to the work it was given first."""
+        connection = self._workers[worker][1]
+        try:
+            if not connection.poll(self._timeout):
+                self._replace(worker, f"did not answer for {self._timeout:g} s")
+                return
+            answer = connection.recv()
+        except (EOFError, OSError):
+            self._replace(worker, "ended unexpectedly")
+            return
+        self._failures[worker] = 0
+        order = self._queues[worker].popleft()
+        pending = order.pending
+        pending.workers.discard(worker)
+        if isinstance(answer, Exception):
+            pending.failure = pending.failure or answer
+            return
+        for world, state, outcome in answer:
+            index = self._settings[worker].first_world + world
+            self.state[index] = state
+            if order.command == "reset":
+                # A world that is unstable from the start says so at its first step, as Gymnasium has it.
+                self.lost[index] = outcome is not None
+                outcome = None
+            pending.outcomes[index] = outcome
+
+    def _replace(self, worker: int, what: str) -> None:
+        """Start a process anew: its chunks are lost, its resets are done again, its other worlds are gone."""
+        process, connection = self._workers[worker]
+        process.join(0.1)
+        code = process.exitcode
+        process.kill()
+        process.join()
+        connection.close()
+        self.replaced += 1
+        self._failures[worker] += 1
+        text = f"Simulator process {worker} {what}" + ("" if code is None else f" (exit code {code})")
+        if self._failures[worker] > _MAX_FAILURES:
+            raise SimulatorError(
+                f"{text}, {self._failures[worker]} times in a row.",
+                "Exit code -9 is usually the kernel, out of memory: use fewer workers or smaller pictures. "
+                "If it hangs, raise worker_timeout.",
+            )
+        logger.warning("%s; it is started anew, and the episodes it had do not count.", text)
+        first = self._settings[worker].first_world
+        self.lost[first : first + self._settings[worker].num_worlds] = True
+        orders, self._queues[worker] = self._queues[worker], deque()
+        self._workers[worker] = self._spawn(worker)
+        for order in orders:
+            if order.command == "reset":
+                self._queues[worker].append(order)
+                with contextlib.suppress(OSError):  # Gone again already: waiting for its answer notices.
+                    self._workers[worker][1].send((order.command, order.jobs))
+            else:
+                order.pending.workers.discard(worker)
+                for world, *_ in order.jobs:
+                    order.pending.outcomes[first + world] = _INVALID
+
+    def close(self) -> None:
+        """Stop the processes; none is left behind."""
+        for _, connection in self._workers:
+            try:
+                connection.send(None)
+            except OSError:
+                continue  # It is gone already, which is what closing is for.
+        for process, connection in self._workers:
+            process.join(_CLOSE_SECONDS)
+            if process.is_alive():
+                process.kill()
+                process.join()
+            connection.close()
+        self._workers = []
