@@ -47,7 +47,8 @@ def parts(policy_path: str) -> dict[str, float]:
     torch.set_num_threads(1)
     select_gl_backend(find_gl_backend())
     policy = load_policy(policy_path)
-    simulator = Simulator("libero_goal", image_size=policy.image_size)
+    profile = policy.config.render_profile
+    simulator = Simulator("libero_goal", image_size=policy.image_size, render_profile=profile)
     simulator.reset(0, task=8, init_state=0)
     rng = np.random.default_rng(0)
     looks = -(-STEPS // policy.chunk_size)

@@ -5,7 +5,9 @@ import json
 import pytest
 
 from vlacoach.cli import diagnosis
-from vlacoach.cli.diagnosis import check_package, check_renderer, diagnose, probe_backend
+from vlacoach.cli.diagnosis import check_package, check_renderer, diagnose
+from vlacoach.envs import rendering
+from vlacoach.envs.rendering import probe_backend
 
 
 def test_this_machine_is_healthy(invoke):
@@ -30,21 +32,21 @@ def test_unusable_back_end_exits_3_with_packages_to_install(invoke, monkeypatch)
 def test_without_gl_libraries_every_back_end_says_why(monkeypatch):
     # Neither library can be found where the linker is told to look for other ones first.
     monkeypatch.delenv("MUJOCO_GL", raising=False)
-    monkeypatch.setattr(diagnosis, "_PROBE", "raise ImportError('no libGL')")
+    monkeypatch.setattr(rendering, "_PROBE", "raise ImportError('no libGL')")
     check = check_renderer()
     assert check.status == "failed"
     assert check.found == "egl: ImportError: no libGL; osmesa: ImportError: no libGL"
 
 
 def test_a_picture_without_the_ball_does_not_pass(monkeypatch):
-    monkeypatch.setattr(diagnosis, "_PROBE", diagnosis._PROBE.replace("1 0 0 1", "0 0 1 1"))
+    monkeypatch.setattr(rendering, "_PROBE", rendering._PROBE.replace("1 0 0 1", "0 0 1 1"))
     assert "wrong picture (0 red pixels)" in (probe_backend("egl") or "")
 
 
 @pytest.mark.parametrize(("code", "problem"), [("import os; os.abort()", "signal 6"), ("while True: pass", "within")])
 def test_crashing_and_hanging_back_ends(monkeypatch, code, problem):
-    monkeypatch.setattr(diagnosis, "_PROBE", code)
-    monkeypatch.setattr(diagnosis, "PROBE_SECONDS", 1)
+    monkeypatch.setattr(rendering, "_PROBE", code)
+    monkeypatch.setattr(rendering, "PROBE_SECONDS", 1)
     assert problem in (probe_backend("egl") or "")
 
 

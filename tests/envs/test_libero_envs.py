@@ -40,9 +40,15 @@ def test_importing_registers_every_suite():
 
 
 @pytest.mark.filterwarnings("error")
-def test_the_single_environment_passes_gymnasiums_checks():
-    env = gymnasium.make("vlacoach/LiberoGoal-v0", task=3, image_size=32, render_mode="rgb_array")
+@pytest.mark.parametrize("env_id", ENV_IDS.values())
+def test_every_single_environment_passes_gymnasiums_checks(env_id):
+    env = gymnasium.make(env_id, task=3, image_size=32, render_mode="rgb_array")
     check_env(env.unwrapped)
+    env.close()
+
+
+def test_the_single_environment_says_what_it_shows():
+    env = gymnasium.make("vlacoach/LiberoGoal-v0", task=3, image_size=32, render_mode="rgb_array")
     observation, info = env.reset(seed=0, options={"init_state": 4})
     assert info["instruction"] == "open the top drawer and put the bowl inside"
     assert info["init_state"] == 4
@@ -292,6 +298,19 @@ def test_nothing_is_printed_by_the_packages_below():
         result = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True)
     assert result.stdout == ""
     assert result.stderr == ""
+
+
+def test_stable_baselines_trains_on_it():
+    baselines = pytest.importorskip("stable_baselines3")
+    env = gymnasium.make("vlacoach/LiberoGoal-v0", task=8, image_size=36, max_steps=20)
+    # Without chunks; images, numbers, and the task's number side by side are what MultiInputPolicy is for.
+    agent = baselines.PPO("MultiInputPolicy", env, n_steps=128, batch_size=64, n_epochs=2, seed=0, device="cpu")
+    before = {name: value.clone() for name, value in agent.policy.state_dict().items()}
+    agent.learn(256)
+    assert agent.num_timesteps == 256
+    assert len(agent.ep_info_buffer) == 256 // 20
+    assert any((value != before[name]).any() for name, value in agent.policy.state_dict().items())
+    env.close()
 
 
 def test_no_gl_library_is_an_error_that_names_packages(monkeypatch):

