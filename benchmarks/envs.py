@@ -66,8 +66,11 @@ def libero(task: Task, cameras: tuple[str, ...] = (), size: int = 256) -> Iterat
             env.close()
 
 
-def set_state(env: Any, state: np.ndarray) -> None:
-    """What ``set_init_state`` does, without drawing."""
+def start_episode(env: Any, state: np.ndarray) -> None:
+    """Reset and ``set_init_state``, without drawing."""
+    libero_package.reset(env, 0)
+    # LIBERO rebuilds everything at a reset, which takes seconds. Without that, the gripper alone would remember.
+    env.env.robots[0].gripper.current_action[:] = 0.0
     env.sim.set_state_from_flattened(state)
     env.sim.forward()
     env.env._check_success()
@@ -90,8 +93,7 @@ def motion(arguments: argparse.Namespace) -> Iterator[Row]:
         with libero(simulator.suite.task(task)) as env:
             for state in range(2):
                 simulator.reset(0, task, state, settle_steps=0)
-                libero_package.reset(env, 0)
-                set_state(env, simulator.suite.initial_states(task)[state])
+                start_episode(env, simulator.suite.initial_states(task)[state])
                 for number, action in enumerate(free_space(np.random.default_rng(state), 200), start=1):
                     env.env.step(action)
                     simulator.step(0, action)
@@ -113,8 +115,7 @@ def experts(arguments: argparse.Namespace) -> Iterator[Row]:
             with libero(simulator.suite.task(task)) as env:
                 for state in np.linspace(0, 49, arguments.episodes).round().astype(int):
                     episode = run_expert(simulator, 0, task, int(state))
-                    libero_package.reset(env, 0)
-                    set_state(env, simulator.suite.initial_states(task)[state])
+                    start_episode(env, simulator.suite.initial_states(task)[state])
                     for _ in range(10):
                         env.env.step(IDLE)
                     at = None
