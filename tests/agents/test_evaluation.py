@@ -8,13 +8,22 @@ import pytest
 import torch
 from toy_envs import TOY_SUITE, ToyEnvs, chunks_of, toy_config, toy_policy
 
-from vlacoach.agents.evaluation import EpisodeResult, evaluate, evaluate_split, evaluation_plan, load_trained
+from vlacoach.agents import evaluation
+from vlacoach.agents.evaluation import (
+    EpisodeResult,
+    evaluate,
+    evaluate_split,
+    evaluation_plan,
+    load_trained,
+    make_envs,
+)
 from vlacoach.agents.grpo import GRPOAgent
 from vlacoach.agents.prompts import Prompt
 from vlacoach.agents.video import VideoRecorder
 from vlacoach.errors import CheckpointError, NonFiniteError, SimulatorError
-from vlacoach.policies import VLAPolicy
+from vlacoach.policies import VLAPolicy, load_policy
 from vlacoach.rewards import make_scorer
+from vlacoach.runs.config import TrainConfig
 
 PLAN = evaluation_plan([0, 1], [4, 5, 6], 8)
 
@@ -138,3 +147,15 @@ def test_a_checkpoint_that_is_not_there_is_an_error(tmp_path: Path):
     config = toy_config(policy={"path": str(toy_policy().save(tmp_path / "base"))})
     with pytest.raises(CheckpointError, match="missing"):
         load_trained(config, tmp_path / "nothing")
+
+
+@pytest.mark.parametrize(
+    ("settings", "profile"),
+    [({}, "coarse"), ({"render_profile": "policy"}, "coarse"), ({"render_profile": "fast"}, "fast")],
+)
+def test_pictures_are_rendered_as_the_policy_knows_them(settings, profile, monkeypatch):
+    """The built-in policy was cloned on coarse pictures; LIBERO's own would be strange to it."""
+    asked: dict[str, object] = {}
+    monkeypatch.setattr(evaluation, "LiberoVectorEnv", lambda **options: asked.update(options))
+    make_envs(TrainConfig.model_validate({"env": settings}), load_policy("tiny"))
+    assert asked["render_profile"] == profile
