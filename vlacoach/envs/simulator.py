@@ -28,7 +28,7 @@ from vlacoach.envs.rendering import Renderer
 from vlacoach.envs.scene import PHYSICS_STEPS, Scene, scene_key
 from vlacoach.envs.scene_cache import get_scene
 from vlacoach.envs.suites import FRESH_STATE, NUM_INITIAL_STATES, Suite, Task, get_suite
-from vlacoach.errors import ConfigError, SimulatorError, VlacoachError
+from vlacoach.errors import ConfigError, SimulatorError
 from vlacoach.profiles import RenderProfile
 
 logger = logging.getLogger(__name__)
@@ -372,6 +372,3 @@ def _check_action(action: NDArray[np.float64], world: int) -> None:
         raise ConfigError(
             f"The action of world {world} is {action[index]} at index {index}.", "Actions must be finite."
         )
-
-
-__all__ = ["SceneView", "Simulator", "UnstableSimulationError", "VlacoachError"]
