@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from oracle_cases import list_cases
 from sklearn.cluster import DBSCAN
 
-from vlacoach.errors import NonFiniteError, VlacoachError
+from vlacoach.errors import NonFiniteError, UnknownNameError, VlacoachError
 from vlacoach.rewards import self_referential_details, self_referential_reward
-from vlacoach.rewards.self_referential import NOT_CLUSTERED, density_clusters
+from vlacoach.rewards.self_referential import NOT_CLUSTERED, density_clusters, neighbor_distance
 
 # Ten times the agreement that an independent implementation reached on float32 inputs.
 TOLERANCE = 1.2e-5
@@ -160,3 +160,51 @@ def test_the_rule_needs_no_torch():
         "available_scorers(); assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# Clustering whose scale follows the data
+
+
+def two_ways_to_succeed(dim: int, seed: int = 0, scale: float = 1.0):
+    """Six successes of each of two kinds, and failures near the second kind, between the kinds, and far off."""
+    rng = np.random.default_rng(seed)
+    first, second = rng.normal(size=(2, dim))
+    near, between, far = second, (first + second) / 2, 3 * rng.normal(size=dim)
+    points = [kind + 0.1 * rng.normal(size=dim) for kind in [first] * 6 + [second] * 6 + [near, between, far]]
+    success = np.arange(15) < 12
+    return scale * np.array(points), success, np.zeros(15, dtype=int)
+
+
+@pytest.mark.parametrize("dim", [16, 192, 1152])
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+def test_the_scaled_rule_finds_the_ways_to_succeed_in_any_dimension(dim, scale):
+    batch = two_ways_to_succeed(dim, scale=scale)
+    details = self_referential_details(*batch, rule="scaled")
+    assert details.cluster_count == 2
+    assert details.cluster[:12].tolist() == [0] * 6 + [1] * 6
+    near, between, far = details.score[12:]
+    assert near > between > far
+    # SRPO's radius finds no cluster there: its only reference is the mean, which is like neither kind.
+    srpo = self_referential_details(*batch)
+    if dim >= 192:
+        assert srpo.cluster_count == 0
+        assert srpo.score[13] == pytest.approx(NEAREST)
+
+
+def test_the_scaled_rule_has_one_reference_where_there_is_one_way():
+    points = np.random.default_rng(1).normal(size=(20, 192))
+    success = np.arange(20) < 14
+    scaled = self_referential_details(points, success, np.zeros(20), rule="scaled")
+    assert scaled.cluster_count == 1
+    # Distances are alike in high dimension, so all successes are neighbors: the reference is their mean.
+    np.testing.assert_allclose(scaled.score, self_referential_reward(points, success, np.zeros(20)), atol=1e-9)
+
+
+def test_neighbor_distance_in_closed_form():
+    assert neighbor_distance(np.array([[0.0], [1.0], [3.0], [7.0]])) == 1.5  # of 1, 1, 2, 4
+    assert neighbor_distance(np.ones((1, 3))) == 0.0
+
+
+def test_an_unknown_rule_is_named():
+    with pytest.raises(UnknownNameError, match="Did you mean 'scaled'"):
+        self_referential_reward(*random_batch(0), rule="scaledd")

@@ -230,4 +230,6 @@ def build_scorer(config: RewardConfig, policy: VLAPolicy) -> Scorer:
         params = {"pooling": config.pooling, "pooling_k": pooling_k, **params}
     if config.name == "siglip-t":
         params = {"temporal": config.temporal, "fusion": config.fusion, **params}
+    if config.rule != "srpo":  # A plugin need not know of rules.
+        params["rule"] = {"rule": config.rule, **params.get("rule", {})}
     return make_scorer(config.name, policy=policy, **params)

@@ -14,13 +14,14 @@ One difference: a non-finite embedding raises. There, a NaN in one failure silen
 failures of its task NaN.
 
 DBSCAN with ``eps = 0.5`` on standardized features is nearly inert in high dimension (mean distances are near
-``sqrt(2 D)``), so the reference is in practice the mean of the successes.
+``sqrt(2 D)``), so the reference is in practice the mean of the successes. ``rule="scaled"`` is ours: the radius follows
+the successes' own distances, so that distinct ways to succeed become distinct references in any dimension.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -28,9 +29,12 @@ from scipy.sparse.csgraph import connected_components
 from scipy.spatial.distance import cdist
 from scipy.special import expit
 
-from vlacoach.errors import NonFiniteError, VlacoachError
+from vlacoach.errors import NonFiniteError, UnknownNameError, VlacoachError
 
 FloatArray = npt.NDArray[np.float64]
+
+Rule = Literal["srpo", "scaled"]
+RULES: tuple[Rule, ...] = ("srpo", "scaled")
 
 NOT_CLUSTERED = -99
 """Cluster label of rows that were not clustered: failures, unusable rows, tasks without both outcomes."""
@@ -51,6 +55,9 @@ class RewardRule:
         eps: DBSCAN radius, in standard deviations of the successes' features.
         min_samples: DBSCAN neighbors (itself included) that make a point a core point.
         range_tolerance: If the distances of a task's failures differ by less than this, all count as halfway.
+        rule: ``"srpo"`` uses ``eps`` as it is; ``"scaled"`` uses ``neighbor_scale`` times the median distance of a
+            success to its nearest other success.
+        neighbor_scale: See ``rule``.
     """
 
     success_reward: float = 1.0
@@ -60,6 +67,8 @@ class RewardRule:
     eps: float = 0.5
     min_samples: int = 2
     range_tolerance: float = 1e-6
+    rule: Rule = "srpo"
+    neighbor_scale: float = 1.5
 
 
 @dataclass(frozen=True)
@@ -96,6 +105,8 @@ def self_referential_reward(
     eps: float = 0.5,
     min_samples: int = 2,
     range_tolerance: float = 1e-6,
+    rule: Rule = "srpo",
+    neighbor_scale: float = 1.5,
     valid: npt.ArrayLike | None = None,
 ) -> FloatArray:
     """Reward a batch of trajectories: 1 for a success, a graded ``0 .. ceiling`` for a failure.
@@ -115,6 +126,8 @@ def self_referential_reward(
         eps: DBSCAN radius, in standard deviations of the successes' features.
         min_samples: DBSCAN neighbors (itself included) that make a point a core point.
         range_tolerance: If the distances of a task's failures differ by less than this, all get z = 0.5.
+        rule: ``"srpo"`` or ``"scaled"``; see :class:`RewardRule`.
+        neighbor_scale: See :class:`RewardRule`.
         valid: (B,) bool; rows marked False score 0 and take no part. None: all valid.
 
     Returns:
@@ -122,6 +135,7 @@ def self_referential_reward(
 
     Raises:
         NonFiniteError: If a valid row holds NaN or an infinity; names the row and its task.
+        UnknownNameError: If there is no such rule.
         VlacoachError: If shapes do not fit.
     """
     return self_referential_details(
@@ -135,6 +149,8 @@ def self_referential_reward(
         eps=eps,
         min_samples=min_samples,
         range_tolerance=range_tolerance,
+        rule=rule,
+        neighbor_scale=neighbor_scale,
         valid=valid,
     ).score
 
@@ -151,6 +167,8 @@ def self_referential_details(
     eps: float = 0.5,
     min_samples: int = 2,
     range_tolerance: float = 1e-6,
+    rule: Rule = "srpo",
+    neighbor_scale: float = 1.5,
     valid: npt.ArrayLike | None = None,
 ) -> SelfReferentialDetails:
     """Compute :func:`self_referential_reward` and keep the numbers on the way; same arguments and errors."""
@@ -159,6 +177,8 @@ def self_referential_details(
     key = np.asarray(task)
     allowed = np.ones(len(won), dtype=bool) if valid is None else np.asarray(valid, dtype=bool)
     _check(points, won, key, allowed)
+    if rule not in RULES:
+        raise UnknownNameError("reward rule", rule, RULES)
 
     usable = allowed & np.any(points != 0.0, axis=1)
     rows = len(won)
@@ -171,7 +191,9 @@ def self_referential_details(
         losers = np.flatnonzero(usable & ~won & (key == one))
         if not len(winners) or not len(losers):
             continue
-        labels = density_clusters(_standardize(points[winners]), eps, min_samples)
+        features = _standardize(points[winners])
+        radius = eps if rule == "srpo" else neighbor_scale * neighbor_distance(features)
+        labels = density_clusters(features, radius, min_samples)
         centers = _centers(points[winners], labels)
         cluster[winners] = labels
         clusters += int(labels.max()) + 1
@@ -212,6 +234,23 @@ def density_clusters(points: npt.ArrayLike, eps: float = 0.5, min_samples: int =
     labels[hit] = lowest[hit]
     labels[core] = order
     return labels
+
+
+def neighbor_distance(points: npt.ArrayLike) -> float:
+    """Median over points of the distance to the nearest other point.
+
+    Args:
+        points: (N, D).
+
+    Returns:
+        0 for fewer than two points.
+    """
+    array = np.asarray(points, dtype=np.float64)
+    if len(array) < 2:
+        return 0.0
+    distance = cdist(array, array)
+    np.fill_diagonal(distance, np.inf)
+    return float(np.median(distance.min(axis=1)))
 
 
 def _standardize(points: FloatArray) -> FloatArray:

@@ -109,6 +109,9 @@ class RewardConfig(Section):
     """Looks that last-k pooling averages."""
     segments: Positive = 4
     """Pieces that segments pooling cuts a trajectory into."""
+    rule: Literal["srpo", "scaled"] = "srpo"
+    """How successes become references: srpo as published; scaled finds clusters at the scale of the successes' own
+    distances."""
     refit_every: NonNegative = 10
     """Updates between two fits of the temporal head on fresh rollouts; 0 fits it once, at the start."""
     params: dict[str, Any] = {}
