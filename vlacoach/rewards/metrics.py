@@ -1,9 +1,18 @@
-"""How good a reward is: does it rank successes above failures, and does it follow progress?"""
+"""How good a reward is: does it rank successes above failures, and does it follow progress?
+
+The figures are those of SRPO's comparison of rewards (arXiv 2511.15605): rank correlation and monotonicity of
+progress on successes; MMD, Jensen-Shannon divergence, and standardized mean difference between successes and
+failures; and AUROC.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import numpy as np
 import numpy.typing as npt
+from scipy.spatial.distance import cdist
 from scipy.stats import rankdata
 
 from vlacoach.errors import NonFiniteError, VlacoachError
@@ -56,6 +65,162 @@ def spearman(first: npt.ArrayLike, second: npt.ArrayLike) -> float:
     if any(len(rank) < 2 or np.ptp(rank) == 0 for rank in ranks):
         raise VlacoachError("A rank correlation needs two columns that vary.")
     return float(np.corrcoef(*ranks)[0, 1])
+
+
+def monotonicity(progress: npt.ArrayLike) -> float:
+    """Share of the steps of a curve that rise, steps that stay level counting half.
+
+    Args:
+        progress: (T,) finite numbers, T at least 2.
+
+    Returns:
+        0 (always falls) to 1 (always rises); 0.5 is a coin.
+
+    Raises:
+        NonFiniteError: If a number is NaN or infinite.
+        VlacoachError: If there is no step.
+    """
+    steps = np.diff(_column("progress", progress))
+    if not len(steps):
+        raise VlacoachError("A curve needs two points to rise.")
+    return float(((steps > 0) + 0.5 * (steps == 0)).mean())
+
+
+def standardized_mean_difference(first: npt.ArrayLike, second: npt.ArrayLike) -> float:
+    """Cohen's d: difference of the means in pooled standard deviations (unbiased variances).
+
+    Args:
+        first: (N,) finite numbers, N at least 2.
+        second: (M,) finite numbers, M at least 2.
+
+    Returns:
+        Positive if the first are larger; infinite if neither varies and the means differ, 0 if they agree.
+
+    Raises:
+        NonFiniteError: If a number is NaN or infinite.
+        VlacoachError: If there are too few.
+    """
+    a, b = _column("first", first), _column("second", second)
+    if min(len(a), len(b)) < 2:
+        raise VlacoachError(f"A standard deviation needs two numbers, got {len(a)} and {len(b)}.")
+    squares = (len(a) - 1) * a.var(ddof=1) + (len(b) - 1) * b.var(ddof=1)
+    deviation = np.sqrt(squares / (len(a) + len(b) - 2))
+    difference = float(a.mean() - b.mean())
+    if deviation == 0.0:
+        return float(np.sign(difference) * np.inf) if difference else 0.0
+    return difference / float(deviation)
+
+
+def maximum_mean_discrepancy(first: npt.ArrayLike, second: npt.ArrayLike, bandwidth: float | None = None) -> float:
+    """Squared MMD with a Gaussian kernel, unbiased (Gretton et al., 2012, equation 3).
+
+    Args:
+        first: (N, D) finite, N at least 2.
+        second: (M, D) finite, M at least 2.
+        bandwidth: Standard deviation of the kernel; None for the median distance between any two of the points.
+
+    Returns:
+        About 0 if both come from one distribution (it may be slightly negative), at most 2.
+
+    Raises:
+        NonFiniteError: If a number is NaN or infinite.
+        VlacoachError: If shapes do not fit.
+    """
+    x, y = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
+    if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1] or min(len(x), len(y)) < 2:
+        raise VlacoachError(f"Expected two arrays (N, D) and (M, D) of two rows or more, got {x.shape} and {y.shape}.")
+    if not (np.isfinite(x).all() and np.isfinite(y).all()):
+        raise NonFiniteError("Points for MMD are not finite.")
+    squared = cdist(np.concatenate([x, y]), np.concatenate([x, y]), "sqeuclidean")
+    if bandwidth is None:
+        bandwidth = float(np.sqrt(np.median(squared[np.triu_indices(len(squared), 1)]))) or 1.0
+    kernel = np.exp(-squared / (2.0 * bandwidth**2))
+    np.fill_diagonal(kernel, 0.0)
+    n, m = len(x), len(y)
+    within = kernel[:n, :n].sum() / (n * (n - 1)) + kernel[n:, n:].sum() / (m * (m - 1))
+    return float(within - 2.0 * kernel[:n, n:].mean())
+
+
+def jensen_shannon(first: npt.ArrayLike, second: npt.ArrayLike, bins: int = 20) -> float:
+    """Jensen-Shannon divergence, base 2, of the histograms of two samples over their common range.
+
+    Args:
+        first: (N,) finite numbers.
+        second: (M,) finite numbers.
+        bins: Equal bins.
+
+    Returns:
+        0 (equal histograms) to 1 (no bin in common).
+
+    Raises:
+        NonFiniteError: If a number is NaN or infinite.
+        VlacoachError: If a sample is empty.
+    """
+    a, b = _column("first", first), _column("second", second)
+    if not len(a) or not len(b):
+        raise VlacoachError("A histogram needs numbers.")
+    low, high = min(a.min(), b.min()), max(a.max(), b.max())
+    if low == high:
+        return 0.0
+    p, q = (np.histogram(values, bins=bins, range=(low, high))[0] / len(values) for values in (a, b))
+    middle = (p + q) / 2
+
+    def divergence(of: npt.NDArray[np.float64]) -> float:
+        filled = of > 0
+        return float((of[filled] * np.log2(of[filled] / middle[filled])).sum())
+
+    return (divergence(p) + divergence(q)) / 2
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A figure with its uncertainty.
+
+    Attributes:
+        value: On all rows.
+        low: Lower end of the interval.
+        high: Upper end.
+    """
+
+    value: float
+    low: float
+    high: float
+
+
+def bootstrap(
+    statistic: Callable[[npt.NDArray[np.int64]], float],
+    count: int,
+    rng: np.random.Generator,
+    resamples: int = 1000,
+    level: float = 0.95,
+) -> Estimate:
+    """Percentile bootstrap (Efron, 1979) over rows, which here are episodes.
+
+    Args:
+        statistic: Takes row numbers (with repetition) and returns the figure; a resample on which it raises
+            ``VlacoachError``, such as one of a single class, is drawn again.
+        count: Rows there are.
+        rng: Everything random comes from it.
+        resamples: Number of resamples.
+        level: Of the interval.
+
+    Raises:
+        VlacoachError: If the figure is undefined on all rows, or on nearly every resample.
+    """
+    value = statistic(np.arange(count))
+    draws: list[float] = []
+    for _ in range(10 * resamples):
+        if len(draws) == resamples:
+            break
+        try:
+            draws.append(statistic(rng.integers(count, size=count)))
+        except VlacoachError:
+            continue
+    if len(draws) < resamples:
+        raise VlacoachError(f"The figure is undefined on most resamples of {count} rows.", "Use more episodes.")
+    tail = (1.0 - level) / 2
+    low, high = np.quantile(draws, [tail, 1.0 - tail])
+    return Estimate(value, float(low), float(high))
 
 
 def _column(name: str, values: npt.ArrayLike) -> npt.NDArray[np.float64]:
