@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import logging
 import os
 import subprocess
 import sys
@@ -24,6 +25,8 @@ GL_HINT = (
     "Install a software renderer: `apt-get install libegl1 libgl1 libosmesa6` on Debian and Ubuntu, "
     "`dnf install mesa-libEGL mesa-libGL mesa-libOSMesa` on Fedora."
 )
+
+logger = logging.getLogger(__name__)
 
 PROBE_SECONDS = 120
 
@@ -87,6 +90,7 @@ def find_gl_backend() -> str:
     for backend in [wanted] if wanted else ["egl", "osmesa"]:
         problem = probe_backend(backend)
         if problem is None:
+            logger.info("Pictures are drawn with %s.", backend)
             return backend
         failures.append(f"{backend}: {problem}")
     raise SimulatorError("No OpenGL back end works here (" + "; ".join(failures) + ").", GL_HINT)
