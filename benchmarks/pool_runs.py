@@ -31,21 +31,23 @@ def plot(runs: list[Path], file: Path) -> None:
     figure = Figure(figsize=(9, 5), layout="constrained")
     axes = figure.subplots()
     colors: dict[str, str] = {}
+    labeled: set[str] = set()
     for number, run in enumerate(runs):
         reward = read_yaml(run / CONFIG_FILE)["reward"]["name"]
-        label = None if reward in colors else reward
         color = colors.setdefault(reward, f"C{len(colors)}")
         records = JsonlReader(run / METRICS_FILE).read()
         steps, rates = series(records, ROLLOUT_SUCCESS)
         axes.plot(steps, 100 * moving_average(rates), color=color, alpha=0.5, linewidth=1)
         points = [record for record in records if "eval/successes" in record]
-        for i, record in enumerate(points):
+        for record in points:
             interval = wilson_interval(record["eval/successes"], record["eval/episodes"])
             rate = record["eval/successes"] / record["eval/episodes"]
             error = 100 * np.array([[rate - interval.low], [interval.high - rate]])
             where = record["step"] + 0.15 * (number - len(runs) / 2)  # side by side
-            axes.errorbar(where, 100 * rate, error, fmt="o", capsize=3, color=color, label=label if i == 0 else None)
-    axes.set_xlabel("updates of 128 episodes")
+            label = None if reward in labeled else reward
+            labeled.add(reward)
+            axes.errorbar(where, 100 * rate, error, fmt="o", capsize=3, color=color, label=label)
+    axes.set_xlabel("updates")
     axes.set_ylabel("success (%)")
     axes.set_ylim(0, 100)
     axes.grid(alpha=0.3)
@@ -61,7 +63,10 @@ def main() -> None:
     if arguments.plot:
         plot(arguments.runs, arguments.plot)
     found = {run: read_comparisons(run / RESULTS_FILE) for run in arguments.runs}
-    for split in sorted({split for comparisons in found.values() for split in comparisons}):
+    for run, comparisons in found.items():
+        if not comparisons:
+            raise SystemExit(f"{run} has no comparison of before and after: did it finish?")
+    for split in sorted(set.intersection(*(set(comparisons) for comparisons in found.values()))):
         before, after = [], []
         tasks: dict[tuple[int, str], list[tuple[np.ndarray, np.ndarray]]] = {}
         print(f"{split} states")

@@ -98,7 +98,7 @@ def test_an_episode_that_broke_down_is_played_again(policy: VLAPolicy):
 
 def test_an_episode_that_breaks_down_every_time_is_an_error(policy: VLAPolicy):
     envs = ToyEnvs(4, broken=(6,))
-    with pytest.raises(SimulatorError, match="task 1, initial state 6, became unstable in three attempts"):
+    with pytest.raises(SimulatorError, match="task 1, initial state 6, broke down in three attempts"):
         evaluate(policy, envs, [Prompt(0, 4), Prompt(1, 6)], 1.0)
     assert envs.breakdowns[1, 6] == 3
 

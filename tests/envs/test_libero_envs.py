@@ -13,9 +13,11 @@ from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode
 
 import vlacoach
+from vlacoach.envs import libero_package
 from vlacoach.envs.registration import ENV_IDS
+from vlacoach.envs.simulator import Simulator, UnstableSimulationError
 from vlacoach.envs.vector import LiberoVectorEnv
-from vlacoach.envs.workers import WorkerPool, WorkerSettings
+from vlacoach.envs.workers import Server, WorkerPool, WorkerSettings
 from vlacoach.errors import ConfigError, SimulatorError, UnknownNameError
 
 pytestmark = pytest.mark.sim
@@ -235,7 +237,7 @@ def test_a_worker_that_hangs_is_replaced(monkeypatch):
     envs = make(num_envs=2, worker_timeout=600.0)
     envs.reset(options={"task": 8, "init_state": 0})
     os.kill(envs.processes[1].pid, signal.SIGSTOP)
-    monkeypatch.setattr(envs._pool, "_timeout", 2.0)
+    monkeypatch.setattr(envs._pool, "_timeout", 15.0)
     *_, truncated, info = envs.step(np.zeros((2, 4, 7), dtype=np.float32))
     monkeypatch.undo()
     assert truncated.tolist() == info["invalid"].tolist() == [False, True]
@@ -254,13 +256,84 @@ def test_workers_that_never_come_up_are_an_error():
 
 
 def test_a_world_that_is_unstable_from_the_start_is_invalid_at_its_first_step(envs, monkeypatch):
-    envs.reset(options={"task": 8, "init_state": 0})
-    envs._pool.lost[1] = True  # as a process reports it
+    settings = WorkerSettings("libero_goal", 2, ("agentview",), 32, "fast", 10, 0, "egl", 0, 2)
+    server = Server(settings, bytearray(2 * 32 * 32 * 3))
+    reset = server.runner.reset
+
+    def unstable(world, task, init_state, state_seed=0):
+        reset(world, task, init_state, state_seed)
+        if world == 1:
+            raise UnstableSimulationError("became unstable")
+
+    monkeypatch.setattr(server.runner, "reset", unstable)
+    answer = server.answer("reset", [(0, 8, 0), (1, 8, 0)])
+    assert [outcome if outcome is None else outcome.invalid for _, _, outcome in answer] == [None, True]
+
+    # The parent: an answer like that, in place of the second process's, whose one world is number 2.
+    pending = envs.begin_reset({"task": 8, "init_state": 0})
+    process, connection = envs._pool._workers[1]
+    envs._pool._workers[1] = (process, Replaced(connection, [(0, *answer[1][1:])]))
+    envs.finish(pending)
+    envs._pool._workers[1] = (process, connection)
     *_, truncated, info = envs.step(np.zeros((3, 4, 7), dtype=np.float32))
-    assert truncated.tolist() == info["invalid"].tolist() == [False, True, False]
+    assert truncated.tolist() == info["invalid"].tolist() == [False, False, True]
     envs.reset(options={"task": 8, "init_state": 0})
     *_, info = envs.step(np.zeros((3, 4, 7), dtype=np.float32))
     assert "invalid" not in info
+
+
+class Replaced:
+    """A connection whose next answer is another one."""
+
+    def __init__(self, connection, answer):
+        self._connection, self._answer = connection, answer
+
+    def poll(self, timeout):
+        return self._connection.poll(timeout)
+
+    def recv(self):
+        self._connection.recv()
+        return self._answer
+
+
+def test_a_reset_is_liberos_hard_reset_without_compiling_anew():
+    with libero_package.quiet():
+        from libero.libero.envs.env_wrapper import ControlEnv
+    suite = Simulator("libero_spatial").suite
+    task = next(task for task in suite.tasks if task.name.endswith("on_the_stove_and_place_it_on_the_plate"))
+    soft = libero_package.control_env(task.bddl_file, 0)
+    libero_package.reset(soft, 1)
+    with libero_package.quiet():
+        hard = ControlEnv(bddl_file_name=task.bddl_file, use_camera_obs=False, has_offscreen_renderer=False)
+        np.random.seed(1)
+        hard.env.reset()
+    np.testing.assert_array_equal(soft.env.sim.data.qpos, hard.env.sim.data.qpos)
+    for field in ("body_pos", "body_quat"):
+        ours, theirs = (getattr(env.env.sim.model._model, field) for env in (soft, hard))
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_fresh_states_put_things_where_the_task_says():
+    """The bowl of this task starts on the stove, which LIBERO's samplers miss by a meter after a soft reset."""
+    simulator = Simulator("libero_spatial")
+    task = next(task for task in simulator.suite.tasks if task.name.endswith("on_the_stove_and_place_it_on_the_plate"))
+    places = []
+    for seed in (0, 1, 2):
+        simulator.reset(0, task.index, -1, settle_steps=0, state_seed=seed)
+        view = simulator.view(0)
+        bowl, stove = view.body_position("akita_black_bowl_1_main"), view.site_position("flat_stove_1_cook_region")
+        assert np.abs(bowl - stove)[:2].max() < 0.08
+        assert 0.0 < bowl[2] - stove[2] < 0.12  # LIBERO drops it.
+        # Nothing touches the robot, and nothing sits inside anything else.
+        assert np.all(view.data.contact.dist > -0.01)
+        places.append(view.body_position("plate_1_main"))
+    assert not np.allclose(places[0], places[1])
+    # Fixtures did not move: the official states still fit.
+    simulator.reset(0, task.index, 3)
+    official = simulator.state(0)
+    other = Simulator("libero_spatial")
+    other.reset(0, task.index, 3)
+    np.testing.assert_array_equal(other.state(0), official)
 
 
 def test_fresh_states_follow_the_seed_and_differ_from_each_other(envs):

@@ -1,6 +1,8 @@
 """Compiled scenes on disk: they come back as they were, and nothing that happens to them harms anyone."""
 
 import logging
+import os
+import time
 from dataclasses import fields
 
 import numpy as np
@@ -38,6 +40,18 @@ def builds(built, monkeypatch):
     return calls
 
 
+def entries(folder):
+    return [path for path in folder.iterdir() if path.suffix != ".lock"]
+
+
+def test_what_a_killed_process_left_goes_and_what_another_is_writing_stays(tasks, builds, tmp_path):
+    for name, age in ((".new-old", 7200), (".new-now", 0)):
+        (tmp_path / name).mkdir()
+        os.utime(tmp_path / name, (time.time() - age,) * 2)
+    scene_cache.get_scene(tasks, 0, tmp_path)
+    assert sorted(path.name for path in entries(tmp_path) if path.name.startswith(".")) == [".new-now"]
+
+
 def test_a_scene_comes_back_as_it_was(tasks, built, builds, tmp_path):
     scene_cache.get_scene(tasks, 0, tmp_path)
     read = scene_cache.get_scene(tasks, 0, tmp_path)
@@ -64,7 +78,7 @@ def test_a_scene_comes_back_as_it_was(tasks, built, builds, tmp_path):
 def test_a_damaged_entry_is_made_anew(tasks, builds, tmp_path, caplog):
     caplog.set_level(logging.WARNING)
     scene_cache.get_scene(tasks, 0, tmp_path)
-    (entry,) = tmp_path.iterdir()
+    (entry,) = entries(tmp_path)
     model = entry / "model.mjb"
     damages = [
         lambda: model.write_bytes(model.read_bytes()[: model.stat().st_size // 2]),
@@ -80,7 +94,7 @@ def test_a_damaged_entry_is_made_anew(tasks, builds, tmp_path, caplog):
         caplog.clear()
         scene_cache.get_scene(tasks, 0, tmp_path)
         assert len(builds) == number
-    assert list(tmp_path.iterdir()) == [entry]
+    assert entries(tmp_path) == [entry]
 
 
 def test_a_cache_that_cannot_be_written_costs_only_time(tasks, built, builds, tmp_path, caplog, monkeypatch):
@@ -92,14 +106,14 @@ def test_a_cache_that_cannot_be_written_costs_only_time(tasks, built, builds, tm
     caplog.clear()
     assert scene_cache.get_scene(tasks, 0, tmp_path / "full") is built
     assert "the disk may be full" in caplog.text
-    assert not list((tmp_path / "full").iterdir())
+    assert not entries(tmp_path / "full")
 
 
 def test_the_seed_and_the_goals_are_part_of_the_key_and_the_cache_can_be_off(tasks, builds, tmp_path, monkeypatch):
     scene_cache.get_scene(tasks, 0, tmp_path)
     scene_cache.get_scene(tasks, 1, tmp_path)
     scene_cache.get_scene(tasks[:5], 0, tmp_path)
-    assert len(list(tmp_path.iterdir())) == len(builds) == 3
+    assert len(entries(tmp_path)) == len(builds) == 3
     monkeypatch.setenv(scene_cache.CACHE_VARIABLE, "off")
     assert scene_cache.cache_folder() is None
     scene_cache.get_scene(tasks, 0)

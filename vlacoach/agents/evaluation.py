@@ -108,9 +108,9 @@ def evaluate(
             break
     else:
         raise SimulatorError(
-            f"The simulation of task {plan[todo[0]].task}, initial state {plan[todo[0]].init_state}, became unstable "
-            "in three attempts.",
-            "Leave this state out; the episode is neither a success nor a failure.",
+            f"The episode of task {plan[todo[0]].task}, initial state {plan[todo[0]].init_state}, broke down in three "
+            "attempts: the simulation became unstable, or its process was lost.",
+            "If warnings speak of lost processes, free some memory; else leave this state out.",
         )
     seen: dict[Prompt, int] = {}
     results = []

@@ -15,11 +15,11 @@ from vlacoach.envs.suites import Task
 class FreshStates:
     """Draws initial states of one task from the regions of its BDDL file, free of collisions.
 
-    LIBERO's own samplers do it, in an environment of its own, whose construction takes seconds. They place fixtures
-    too; here fixtures stay where the compiled scene has them.
+    LIBERO's own samplers do it, in an environment of its own, whose construction takes seconds and which holds another
+    compiled model. They place fixtures too; here fixtures stay where the compiled scene has them.
 
     Args:
-        task: The task.
+        task: The task; others of the same scene have the same regions.
         scene: The scene that the states are for.
         seed: Seed that the scene was built with.
     """

@@ -108,6 +108,8 @@ def control_env(bddl_file: str, seed: int) -> Any:
 def reset(env: Any, seed: int) -> None:
     """Reset a ``ControlEnv`` with NumPy's global generator at a seed, and put the generator back.
 
+    What comes out is what LIBERO's hard reset gives, without compiling the model again.
+
     Raises:
         SimulatorError: LIBERO finds no room for the objects.
     """
@@ -118,6 +120,7 @@ def reset(env: Any, seed: int) -> None:
     np.random.seed(seed)
     try:
         with quiet():
+            _move_fixtures_back(env.env)
             # The wrapper's own reset() swallows every exception, Ctrl-C included; the inner one does not.
             for _ in range(100):
                 try:
@@ -128,6 +131,24 @@ def reset(env: Any, seed: int) -> None:
     finally:
         np.random.set_state(state)
     raise SimulatorError("LIBERO could not place the objects of a task in 100 attempts.", "Try another seed.")
+
+
+def _move_fixtures_back(env: Any) -> None:
+    """Put fixtures where a model that was just loaded has them.
+
+    LIBERO's samplers place what stands on or in a fixture at the fixture's position plus that of a site on it, which is
+    right only while the fixture itself is still at its place in the XML.
+    """
+    import numpy as np
+
+    model = env.sim.model._model
+    for name, fixture in env.fixtures_dict.items():
+        if name in env.obj_body_id:
+            element = env.model.worldbody.find(f".//body[@name='{fixture.root_body}']")
+            pose = {"pos": "0 0 0", "quat": "1 0 0 0", **element.attrib}
+            body = env.obj_body_id[name]
+            model.body_pos[body] = np.array(pose["pos"].split(), dtype=float)
+            model.body_quat[body] = np.array(pose["quat"].split(), dtype=float)
 
 
 def bddl_sections(bddl_file: str) -> list[list[Any]]:

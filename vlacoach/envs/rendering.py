@@ -124,7 +124,7 @@ def merge_detail(model: mujoco.MjModel, cell: float) -> mujoco.MjModel:
 
     The vertices of a mesh that lie in one cube of a grid move to their mean, and triangles that collapse or coincide
     go (vertex clustering: Rossignac and Borrel, 1993). Remaining corners keep their normals and texture coordinates.
-    LIBERO's bowl alone has 42,522 triangles.
+    Of a sheet so thin that its two sides fall together, one side stays. LIBERO's bowl alone has 42,522 triangles.
 
     Args:
         model: The model; it is left as it is, and physics must go on using it.
@@ -177,10 +177,13 @@ class Renderer:
         Renderer._gl.make_current()
         model.vis.global_.offwidth = max(model.vis.global_.offwidth, self._size)
         model.vis.global_.offheight = max(model.vis.global_.offheight, self._size)
-        if self._profile != "reference":
-            model.vis.quality.offsamples = 0
         drawn = merge_detail(model, _COARSE_CELL) if self._profile == "coarse" else model
+        samples = drawn.vis.quality.offsamples
+        if self._profile != "reference":
+            drawn.vis.quality.offsamples = 0
         self._context = mujoco.MjrContext(drawn, mujoco.mjtFontScale.mjFONTSCALE_150)
+        # The model is shared; another renderer may want its samples.
+        drawn.vis.quality.offsamples = samples
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
         self._visual = mujoco.MjvScene(model, maxgeom=10_000)
         if self._profile != "reference":

@@ -76,7 +76,7 @@ class Scene:
     """One compiled scene; several tasks may share it. Nothing in it needs LIBERO's environment.
 
     Attributes:
-        model: The MuJoCo model. Shared by all worlds and never written to, but for the burners' visibility.
+        model: The MuJoCo model. Shared by all worlds; only what is drawn of it is ever written to.
         arm: Indices of the robot.
         home: The controller's state after a reset; its joint position is also the null space's posture.
         burners: Sites shown while a stove is on.

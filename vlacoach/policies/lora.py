@@ -32,7 +32,6 @@ def add_lora(
     policy: VLAPolicy,
     rank: int = 16,
     alpha: float = 32,
-    dropout: float = 0.0,
     projector: bool = False,
     seed: int = 0,
 ) -> VLAPolicy:
@@ -42,7 +41,6 @@ def add_lora(
         policy: Changed in place.
         rank: Rank r of the two factors.
         alpha: Numerator of the scale alpha / r.
-        dropout: On the adapter's input. Above 0 the first ratio of an update is no longer 1 in training mode.
         projector: Adapt the projector too.
         seed: Of the factors A; torch's global random state is left as it was.
 
@@ -56,9 +54,7 @@ def add_lora(
     if rank < 1:
         raise ConfigError(f"The LoRA rank must be at least 1, not {rank}.")
     pattern = f"({LANGUAGE_LINEAR}|{PROJECTOR_LINEAR})" if projector else LANGUAGE_LINEAR
-    config = LoraConfig(
-        r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=pattern, bias="none", init_lora_weights=True
-    )
+    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=pattern, bias="none", init_lora_weights=True)
     policy.model.requires_grad_(False)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -114,6 +114,8 @@ def standardized_mean_difference(first: npt.ArrayLike, second: npt.ArrayLike) ->
 def maximum_mean_discrepancy(first: npt.ArrayLike, second: npt.ArrayLike, bandwidth: float | None = None) -> float:
     """Squared MMD with a Gaussian kernel, unbiased (Gretton et al., 2012, equation 3).
 
+    Points must be distinct draws: not for :func:`bootstrap`, whose repeated rows are too much alike.
+
     Args:
         first: (N, D) finite, N at least 2.
         second: (M, D) finite, M at least 2.

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from vlacoach.errors import ConfigError
+from vlacoach.profiles import RenderProfile
 from vlacoach.runs.indices import parse_indices
 
 
@@ -60,7 +61,7 @@ class EnvConfig(Section):
     """Control steps after which an episode is cut off; null, or naming a suite and no limit, is the suite's own."""
     image_size: Annotated[int, Field(ge=16, le=1024)] = 128
     """Width and height of a camera picture, in pixels."""
-    render_profile: Literal["policy", "coarse", "fast", "reference"] = "policy"
+    render_profile: RenderProfile | Literal["policy"] = "policy"
     """Rendering: reference is LIBERO's own picture; fast leaves out reflections and multisampling; coarse also detail
     of a few millimeters; policy is what the policy was trained on."""
     cameras: Annotated[tuple[str, ...], Field(min_length=1)] = ("agentview",)
