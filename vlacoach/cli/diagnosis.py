@@ -118,17 +118,14 @@ def check_memory() -> Check:
 def check_renderer() -> Check:
     """Which GL back end really draws: EGL, else OSMesa, each tried in a process of its own."""
     try:
-        from vlacoach.envs.rendering import GL_HINT, probe_backend
+        from vlacoach.envs.rendering import GL_HINT, try_gl_backends
     except ImportError as error:
         return Check("renderer", "failed", f"MuJoCo cannot be imported: {error}", REINSTALL)
-    wanted = os.environ.get("MUJOCO_GL")
-    failures = []
-    for backend in [wanted] if wanted else ["egl", "osmesa"]:
-        problem = probe_backend(backend)
-        if problem is None:
-            return Check("renderer", "ok", backend + (" (from MUJOCO_GL)" if wanted else ""))
-        failures.append(f"{backend}: {problem}")
-    unset = "Unset MUJOCO_GL, or else: " if wanted else ""
+    chosen = bool(os.environ.get("MUJOCO_GL"))
+    backend, failures = try_gl_backends()
+    if backend is not None:
+        return Check("renderer", "ok", backend + (" (from MUJOCO_GL)" if chosen else ""))
+    unset = "Unset MUJOCO_GL, or else: " if chosen else ""
     return Check("renderer", "failed", "; ".join(failures), f"{unset}{GL_HINT}")
 
 

@@ -85,15 +85,23 @@ def find_gl_backend() -> str:
     Raises:
         SimulatorError: None works; names the packages to install.
     """
+    backend, failures = try_gl_backends()
+    if backend is None:
+        raise SimulatorError("No OpenGL back end works here (" + "; ".join(failures) + ").", GL_HINT)
+    logger.info("Pictures are drawn with %s.", backend)
+    return backend
+
+
+def try_gl_backends() -> tuple[str | None, list[str]]:
+    """The first back end that draws, or None; and what was wrong with those that were tried before it."""
     wanted = os.environ.get("MUJOCO_GL")
     failures = []
     for backend in [wanted] if wanted else ["egl", "osmesa"]:
         problem = probe_backend(backend)
         if problem is None:
-            logger.info("Pictures are drawn with %s.", backend)
-            return backend
+            return backend, failures
         failures.append(f"{backend}: {problem}")
-    raise SimulatorError("No OpenGL back end works here (" + "; ".join(failures) + ").", GL_HINT)
+    return None, failures
 
 
 def select_gl_backend(backend: str) -> None:
