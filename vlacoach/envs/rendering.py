@@ -95,7 +95,7 @@ def find_gl_backend() -> str:
 def try_gl_backends() -> tuple[str | None, list[str]]:
     """The first back end that draws, or None; and what was wrong with those that were tried before it."""
     wanted = os.environ.get("MUJOCO_GL")
-    failures = []
+    failures: list[str] = []
     for backend in [wanted] if wanted else ["egl", "osmesa"]:
         problem = probe_backend(backend)
         if problem is None:
