@@ -6,20 +6,22 @@ Run on an idle machine; with software GL the whole takes about half an hour, mos
     python benchmarks/envs.py --only motion,speed --json
 
 LIBERO is called as published stacks call it, ``OffScreenRenderEnv.step`` with two cameras at 256 pixels, and with one.
-Everything is timed on one core in this process, the two sides taking turns; ratios are of medians.
+Everything is timed on one core, each side in a process of its own, taking turns; ratios are of medians.
 """
 
 from __future__ import annotations
 
 import argparse
-import functools
+import contextlib
 import gc
 import json
+import multiprocessing
 import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing.connection import Connection
 from typing import Any
 
 # ruff: noqa: E402 - NumPy reads these when it is imported: one core for either side.
@@ -37,6 +39,7 @@ from vlacoach.envs.rendering import find_gl_backend, select_gl_backend
 from vlacoach.envs.simulator import Simulator
 from vlacoach.envs.suites import SUITES, Task, get_suite
 from vlacoach.envs.vector import LiberoVectorEnv
+from vlacoach.profiles import RENDER_PROFILES
 
 CHUNK = 8
 IDLE = np.array([0.0] * 6 + [-1.0])
@@ -204,50 +207,64 @@ def pictures(arguments: argparse.Namespace) -> Iterator[Row]:
     yield "reference picture: largest difference, share", f"{largest}, {share:.2%}", "<= 1, <= 0.1 %", met
 
 
-def _taking_turns(sides: dict[str, Callable[[], object]], turns: int) -> dict[str, float]:
-    """Median seconds of each side."""
-    times: dict[str, list[float]] = {name: [] for name in sides}
-    for turn in range(turns + 1):
-        for name, side in sides.items():
-            start = time.perf_counter()
-            side()
-            if turn:  # The first is a warm-up.
-                times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(seconds) for name, seconds in times.items()}
+def _speed_side(name: str, connection: Connection) -> None:
+    """One side of the comparison, in a process of its own: two GL contexts in one process disturb each other."""
+    select_gl_backend(find_gl_backend())
+    suite, task = get_suite("libero_goal"), 8
+    actions = free_space(np.random.default_rng(0), CHUNK)
+    with contextlib.ExitStack() as stack:
+        if name.startswith("LIBERO"):
+            cameras = ("agentview", "robot0_eye_in_hand")[: 2 if "two" in name else 1]
+            env = stack.enter_context(libero(suite.task(task), cameras))
+            env.set_init_state(suite.initial_states(task)[0])
+
+            def work() -> None:
+                env.step(actions[0])
+        else:
+            profile: Any = name if name in RENDER_PROFILES else "fast"
+            simulator = Simulator(suite, image_size=224, render_profile=profile)
+            simulator.reset(0, task, 0)
+
+            def work() -> None:
+                if name == "reset":
+                    simulator.reset(0, task, 1, settle_steps=0)
+                elif name == "mj_step":
+                    view = simulator.view(0)
+                    mujoco.mj_step(view.model, view.data, nstep=CHUNK * 25)
+                else:
+                    for action in actions:
+                        simulator.step(0, action)
+                    if name in RENDER_PROFILES:
+                        simulator.render(0)
+
+        work()
+        connection.send(None)
+        while connection.recv():
+            begin = time.perf_counter()
+            work()
+            connection.send(time.perf_counter() - begin)
 
 
 def speed(arguments: argparse.Namespace) -> Iterator[Row]:
-    """Control steps a second on one core."""
-    task, rng = 8, np.random.default_rng(0)
-    suite = get_suite("libero_goal")
-    ours = {
-        profile: Simulator(suite, image_size=224, render_profile=profile) for profile in ("coarse", "fast", "reference")
-    }
-    for simulator in ours.values():
-        simulator._scenes = ours["fast"]._scenes
-    actions = free_space(rng, CHUNK)
-
-    def chunk(simulator: Simulator, render: bool = True) -> None:
-        for action in actions:
-            simulator.step(0, action)
-        if render:
-            simulator.render(0)
-
-    def once(env: Any) -> Callable[[], object]:
-        return lambda: env.step(actions[0])
-
-    both = ("agentview", "robot0_eye_in_hand")
-    with libero(suite.task(task), both) as two, libero(suite.task(task), both[:1]) as one:
-        for env in (two, one):
-            env.set_init_state(suite.initial_states(task)[0])
-        for simulator in ours.values():
-            simulator.reset(0, task, 0)
-        sides: dict[str, Callable[[], object]] = {"LIBERO, two cameras": once(two), "LIBERO, one camera": once(one)}
-        sides |= {profile: functools.partial(chunk, simulator) for profile, simulator in ours.items()}
-        sides["no pictures"] = lambda: chunk(ours["fast"], render=False)
-        seconds = _taking_turns(sides, arguments.turns)
+    """Control steps a second on one core; every side in its own process, one at work at a time, taking turns."""
+    context = multiprocessing.get_context("spawn")
+    sides = {}
+    for name in ("LIBERO, two cameras", "LIBERO, one camera", *RENDER_PROFILES, "no pictures", "mj_step", "reset"):
+        ours, theirs = context.Pipe()
+        context.Process(target=_speed_side, args=(name, theirs), daemon=True).start()
+        ours.recv()
+        sides[name] = ours
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(arguments.turns):
+        for name, connection in sides.items():
+            connection.send(True)
+            times[name].append(connection.recv())
+    for connection in sides.values():
+        connection.send(False)
+    seconds = {name: statistics.median(values) for name, values in times.items()}
+    milliseconds = 1e3 * seconds.pop("reset")
     rates = {name: (1 if name.startswith("LIBERO") else CHUNK) / value for name, value in seconds.items()}
-    slow, slow_one = rates["LIBERO, two cameras"], rates["LIBERO, one camera"]
+    slow, slow_one, alone = rates["LIBERO, two cameras"], rates["LIBERO, one camera"], rates.pop("mj_step")
     for name, rate in rates.items():
         target, met = {
             "fast": (">= 25x", rate >= 25 * slow),
@@ -256,16 +273,9 @@ def speed(arguments: argparse.Namespace) -> Iterator[Row]:
         }.get(name, ("", None))
         ratios = "" if name.startswith("LIBERO") else f"; {rate / slow:.1f}x two cameras, {rate / slow_one:.1f}x one"
         yield f"control steps/s: {name}", f"{rate:.1f}{ratios}", target, met
-    step = _taking_turns({"mj_step": lambda: mujoco.mj_step(*_model_and_data(ours["fast"]), nstep=25)}, arguments.turns)
-    yield "control steps/s: MuJoCo's 25 steps alone", f"{1 / step['mj_step']:.0f}", "", None
-    reset = _taking_turns({"reset": lambda: ours["fast"].reset(0, task, 1, settle_steps=0)}, arguments.turns)
-    milliseconds = 1e3 * reset["reset"]
+    share = rates["no pictures"] / alone
+    yield "control steps/s: MuJoCo's 25 steps alone", f"{alone:.0f}; without pictures {share:.0%} of it", "", None
     yield "reset to an official state, warm, no settling", f"{milliseconds:.1f} ms", "<= 20 ms", milliseconds <= 20
-
-
-def _model_and_data(simulator: Simulator) -> tuple[Any, Any]:
-    view = simulator.view(0)
-    return view.model, view.data
 
 
 def start(arguments: argparse.Namespace) -> Iterator[Row]:
