@@ -110,9 +110,9 @@ def motion(arguments: argparse.Namespace) -> Iterator[Row]:
 
 def experts(arguments: argparse.Namespace) -> Iterator[Row]:
     """Episodes of the scripted experts, replayed in LIBERO."""
-    same = played = 0
-    slips = []
     for suite in ("libero_goal", "libero_spatial", "libero_object"):
+        same = played = 0
+        slips = []
         for task in get_experts(suite):
             simulator = Simulator(suite)
             with libero(simulator.suite.task(task)) as env:
@@ -131,9 +131,9 @@ def experts(arguments: argparse.Namespace) -> Iterator[Row]:
                     same, played = same + agrees, played + 1
                     if not agrees:
                         slips.append(f"{suite} {task} state {state}: {episode.success} {episode.length}, LIBERO {at}")
-    yield "expert episodes with LIBERO's success and step (+-1)", f"{same}/{played}", "all", same == played
-    for slip in slips:
-        yield f"  {slip}", "", "", None
+        yield f"expert episodes alike (success, step +-1), {suite}", f"{same}/{played}", "all", same == played
+        for slip in slips:
+            yield f"  {slip}", "", "", None
 
 
 def goals(arguments: argparse.Namespace) -> Iterator[Row]:
