@@ -233,6 +233,19 @@ def test_a_worker_that_dies_in_a_reset_or_between_steps_is_replaced():
     envs.close()
 
 
+def test_worlds_that_stood_by_while_their_worker_died_are_invalid_at_their_next_step():
+    envs = make(num_envs=2, workers=1)
+    envs.reset(options={"task": 8, "init_state": 0})
+    chunk = np.zeros((2, 4, 7), dtype=np.float32)
+    pending = envs.begin_step(chunk, np.array([True, False]))
+    envs.processes[0].kill()
+    *_, truncated, info = envs.finish(pending)
+    assert truncated.tolist() == info["invalid"].tolist() == [True, False]
+    *_, truncated, info = envs.step(chunk)
+    assert truncated.tolist() == info["invalid"].tolist() == [False, True]
+    envs.close()
+
+
 def test_a_worker_that_hangs_is_replaced(monkeypatch):
     envs = make(num_envs=2, worker_timeout=600.0)
     envs.reset(options={"task": 8, "init_state": 0})
