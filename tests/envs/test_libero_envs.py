@@ -132,6 +132,18 @@ def test_a_vector_of_worlds_and_a_single_world_see_the_same():
     envs.close()
 
 
+def test_threads_change_nothing_but_the_time():
+    actions = np.random.default_rng(0).uniform(-1, 1, (2, 4, 4, 7)).astype(np.float32)
+    seen = []
+    for threads in (1, 3):
+        envs = make(num_envs=4, workers=1, threads=threads)
+        envs.reset(options={"task": np.array([1, 1, 6, 8]), "init_state": np.arange(4)})
+        seen.append([envs.step(chunk)[0] for chunk in actions])
+        envs.close()
+    for one, other in zip(*seen, strict=True):
+        same(one, other, slice(None))
+
+
 @pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP])
 def test_autoreset(mode):
     envs = make(num_envs=2, workers=1, max_steps=4, autoreset_mode=mode, task=1)
@@ -168,6 +180,8 @@ def test_bad_input_is_named(envs):
         envs.reset(options={"task": 11})
     with pytest.raises(UnknownNameError, match="render profile"):
         make(render_profile="fats")
+    with pytest.raises(ConfigError, match="threads is 0"):
+        make(threads=0)
     # The environment survived all of it.
     observation, _ = envs.reset(seed=0)
     assert observation["image"].any()

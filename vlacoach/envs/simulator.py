@@ -14,18 +14,12 @@ import mujoco
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from vlacoach.envs.controller import (
-    GRIPPER_SPEED,
-    POSITION_SCALE,
-    ROTATION_SCALE,
-    axis_angle,
-    osc_torque,
-    rotation_matrix,
-)
+from vlacoach.envs.controller import axis_angle
 from vlacoach.envs.fresh_states import FreshStates
 from vlacoach.envs.goals import Predicate, compile_goal
+from vlacoach.envs.physics import Arm
 from vlacoach.envs.rendering import Renderer
-from vlacoach.envs.scene import PHYSICS_STEPS, Scene, scene_key
+from vlacoach.envs.scene import Scene, scene_key
 from vlacoach.envs.scene_cache import get_scene
 from vlacoach.envs.suites import FRESH_STATE, NUM_INITIAL_STATES, Suite, Task, get_suite
 from vlacoach.errors import ConfigError, SimulatorError
@@ -38,12 +32,15 @@ PROPRIOCEPTION_DIM = 8
 SETTLE_STEPS = 10
 """Control steps of ``[0, 0, 0, 0, 0, 0, -1]`` after a reset, in which objects come to rest; never counted."""
 
-_UNSTABLE = (
-    mujoco.mjtWarning.mjWARN_BADQPOS,
-    mujoco.mjtWarning.mjWARN_BADQVEL,
-    mujoco.mjtWarning.mjWARN_BADQACC,
-    mujoco.mjtWarning.mjWARN_CONTACTFULL,
-    mujoco.mjtWarning.mjWARN_CNSTRFULL,
+_UNSTABLE = tuple(
+    int(kind)
+    for kind in (
+        mujoco.mjtWarning.mjWARN_BADQPOS,
+        mujoco.mjtWarning.mjWARN_BADQVEL,
+        mujoco.mjtWarning.mjWARN_BADQACC,
+        mujoco.mjtWarning.mjWARN_CONTACTFULL,
+        mujoco.mjtWarning.mjWARN_CNSTRFULL,
+    )
 )
 
 
@@ -61,12 +58,7 @@ class _World:
     data: mujoco.MjData
     task: Task
     goal: Predicate
-    goal_position: NDArray[np.float64]
-    goal_rotation: NDArray[np.float64]
-    gripper: NDArray[np.float64]
-    mass: NDArray[np.float64]
-    jacobian: NDArray[np.float64]
-    at_home: bool = True  # The controller has not looked at the state since the reset.
+    arm: Arm
 
 
 class SceneView:
@@ -206,11 +198,7 @@ class Simulator:
             data=data,
             task=chosen,
             goal=compile_goal(scene.goals[chosen.name]),
-            goal_position=data.site_xpos[scene.arm.site].copy(),
-            goal_rotation=scene.home.rotation.copy(),
-            gripper=np.zeros(2),
-            mass=np.empty((scene.model.nv, scene.model.nv)),
-            jacobian=np.empty((6, scene.model.nv)),
+            arm=Arm(scene, data),
         )
         idle = np.array([0.0] * 6 + [-1.0])
         for _ in range(settle_steps):
@@ -249,77 +237,14 @@ class Simulator:
         state = self._world(world)
         command = np.asarray(action, dtype=np.float64)
         _check_action(command, world)
-        try:
-            self._move(state, command)
-            stable = not any(state.data.warning[int(kind)].number for kind in _UNSTABLE)
-        except np.linalg.LinAlgError:
-            # MuJoCo answers a bad state by resetting it to zero, where the arm is stretched out and singular.
-            stable = False
+        # MuJoCo answers a bad state by resetting it to zero, where the arm is stretched out and singular.
+        stable = state.arm.move(command) and not any(state.data.warning[kind].number for kind in _UNSTABLE)
         if not stable or not np.all(np.isfinite(state.data.qpos)):
             raise UnstableSimulationError(
                 f"The simulation of world {world} ({state.task.name}) became unstable at {state.data.time:.2f} s.",
                 "Reset the world and discard the episode; it is neither a success nor a failure.",
             )
         return state.goal(state.data)
-
-    def _move(self, state: _World, command: NDArray[np.float64]) -> None:
-        model, data, arm = state.scene.model, state.data, state.scene.arm
-        low, high = model.actuator_ctrlrange[arm.actuators].T
-        ctrl = data.ctrl
-        grip_range = model.actuator_ctrlrange[arm.gripper_actuators]
-        grip_bias, grip_weight = grip_range.mean(axis=1), np.ptp(grip_range, axis=1) / 2.0
-        # The gripper's command creeps toward its end by one notch a physics step.
-        notches = np.arange(1, PHYSICS_STEPS + 1)[:, None]
-        grip_change = np.array([-1.0, 1.0]) * GRIPPER_SPEED * np.sign(command[6])
-        grip = np.clip(state.gripper + notches * grip_change, -1.0, 1.0)
-        state.gripper = grip[-1].copy()
-        for physics_step in range(PHYSICS_STEPS):
-            # mj_step1, control, mj_step2 is mj_step with the control computed on the state it will act on.
-            mujoco.mj_step1(model, data)
-            if physics_step == 0:
-                self._set_goal(state, command)
-            ctrl[arm.actuators] = np.minimum(np.maximum(self._torque(state), low), high)
-            ctrl[arm.gripper_actuators] = grip_bias + grip_weight * grip[physics_step]
-            state.at_home = False
-            mujoco.mj_step2(model, data)
-
-    @staticmethod
-    def _torque(state: _World) -> NDArray[np.float64]:
-        model, data, arm, home = state.scene.model, state.data, state.scene.arm, state.scene.home
-        if state.at_home:
-            mass, jacobian, qpos, qvel = home.mass, home.jacobian, home.qpos, home.qvel
-            position, rotation = home.position, home.rotation.ravel()
-        else:
-            mass, jacobian, qpos, qvel = state.mass, state.jacobian, data.qpos, data.qvel
-            position, rotation = data.site_xpos[arm.site], data.site_xmat[arm.site]
-            mujoco.mj_jacSite(model, data, jacobian[:3], jacobian[3:], arm.site)
-            mujoco.mj_fullM(model, mass, data.qM)
-        torque: NDArray[np.float64] = osc_torque(
-            mass,
-            jacobian,
-            position,
-            rotation,
-            qpos,
-            qvel,
-            data.qfrc_bias,
-            arm.qpos,
-            arm.qvel,
-            state.goal_position,
-            state.goal_rotation,
-            home.joint_position,
-        )
-        return torque
-
-    @staticmethod
-    def _set_goal(state: _World, command: NDArray[np.float64]) -> None:
-        site, home = state.scene.arm.site, state.scene.home
-        position = home.position if state.at_home else state.data.site_xpos[site]
-        rotation = home.rotation if state.at_home else state.data.site_xmat[site].reshape(3, 3)
-        delta = np.clip(command[:6], -1.0, 1.0)
-        state.goal_position = position + POSITION_SCALE * delta[:3]
-        # robosuite keeps the previous orientation goal where no rotation is commanded.
-        if np.any(delta[3:] != 0.0):
-            state.goal_rotation = rotation_matrix(ROTATION_SCALE * delta[3:]) @ rotation
 
     def render(self, world: int) -> dict[str, NDArray[np.uint8]]:
         """Pictures of every camera, turned as published policies and data sets have them.

@@ -48,6 +48,8 @@ class LiberoVectorEnv(gymnasium.vector.VectorEnv[dict[str, Any], NDArray[np.floa
         max_episode_steps: Gymnasium's name for ``max_steps``, which wins over it.
         worker_timeout: Seconds without an answer after which a worker counts as hanging. Compiling a scene for the
             first time is part of an answer.
+        threads: Threads of each worker that step its worlds; None shares the cores out among the workers. Fewer workers
+            with more threads take less memory, but draw on fewer cores: each worker's pictures are drawn by one.
     """
 
     metadata: dict[str, Any] = {  # noqa: RUF012 - Gymnasium's own convention
@@ -72,6 +74,7 @@ class LiberoVectorEnv(gymnasium.vector.VectorEnv[dict[str, Any], NDArray[np.floa
         max_episode_steps: int | None = None,
         render_mode: str | None = None,
         worker_timeout: float = 300.0,
+        threads: int | None = None,
     ) -> None:
         if num_envs < 1:
             raise ConfigError(f"num_envs is {num_envs}.", "Use at least one environment.")
@@ -97,12 +100,16 @@ class LiberoVectorEnv(gymnasium.vector.VectorEnv[dict[str, Any], NDArray[np.floa
         self._length = np.zeros(num_envs, dtype=np.int64)
         self._done = np.ones(num_envs, dtype=np.bool_)
         backend = find_gl_backend()
-        count = max(1, min(num_envs, workers or os.cpu_count() or 1))
+        cores = os.cpu_count() or 1
+        count = max(1, min(num_envs, workers or cores))
+        threads = max(1, cores // count) if threads is None else threads
+        if threads < 1:
+            raise ConfigError(f"threads is {threads}.", "Use at least one, or None for a share of the cores.")
         shares = np.array_split(np.arange(num_envs), count)
         settings = [
             WorkerSettings(
                 suite, len(share), self._cameras, image_size, render_profile, self.max_steps, settle_steps, backend,
-                int(share[0]), num_envs,
+                int(share[0]), num_envs, threads,
             )
             for share in shares
         ]  # fmt: skip

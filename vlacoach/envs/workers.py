@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import signal
 from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from typing import Any, TypeAlias
@@ -68,6 +69,7 @@ class WorkerSettings:
         gl_backend: What :func:`vlacoach.envs.rendering.find_gl_backend` found.
         first_world: Number of its first world.
         num_envs: Worlds of all processes.
+        threads: Threads that step the worlds of this process.
     """
 
     suite: str
@@ -80,6 +82,7 @@ class WorkerSettings:
     gl_backend: str
     first_world: int
     num_envs: int
+    threads: int = 1
 
 
 Answer: TypeAlias = "tuple[int, NDArray[np.float32], Outcome | None]"
@@ -107,16 +110,23 @@ class Server:
         self.runner = EpisodeRunner(simulator, settings.max_steps, settings.settle_steps)
         self._first = settings.first_world
         self._pictures = _pictures(buffer, settings)
+        self._threads = ThreadPoolExecutor(settings.threads) if settings.threads > 1 else None
 
     def answer(self, command: str, jobs: list[tuple[Any, ...]]) -> list[Answer]:
-        """Do jobs one after another; see :meth:`WorkerPool.begin`.
+        """Do jobs; see :meth:`WorkerPool.begin`. Physics may take several threads; a GL context belongs to one.
 
         Returns:
             World, proprioception, and outcome of each: None for a reset, unless it was unstable.
         """
-        work = self._start if command == "reset" else self.runner.execute
-        outcomes = [(job[0], work(*job)) for job in jobs]
-        return [(world, self._observe(world), outcome) for world, outcome in outcomes]
+        worlds = [job[0] for job in jobs]
+        outcomes: list[Outcome | None]
+        if command == "reset":
+            outcomes = [self._start(*job) for job in jobs]
+        elif self._threads is None:
+            outcomes = [self.runner.execute(*job) for job in jobs]
+        else:
+            outcomes = list(self._threads.map(lambda job: self.runner.execute(*job), jobs))
+        return [(world, self._observe(world), outcome) for world, outcome in zip(worlds, outcomes, strict=True)]
 
     def _start(self, *job: Any) -> Outcome | None:
         try:
