@@ -14,10 +14,10 @@ from toy_envs import ToyEnvs, toy_config, toy_policy
 from vlacoach.agents.batching import micro_batches, pad_tokens
 from vlacoach.agents.grpo import GRPOAgent
 from vlacoach.agents.objectives import clipped_loss, kl_penalty
-from vlacoach.errors import NonFiniteError, VlacoachError
+from vlacoach.errors import CheckpointError, NonFiniteError, VlacoachError
 from vlacoach.policies import lora
 from vlacoach.policies.log_prob import action_log_prob
-from vlacoach.rewards import Trajectory, make_scorer
+from vlacoach.rewards import ReferenceBank, Trajectory, make_scorer
 from vlacoach.rewards.scorers import SuccessScorer
 from vlacoach.runs.folder import RunFolder
 from vlacoach.runs.state import load_tree
@@ -285,8 +285,8 @@ def test_the_loss_is_that_of_the_papers():
 
 
 class BrokenScorer(SuccessScorer):
-    def rewards(self, trajectories: Sequence[Trajectory]) -> np.ndarray:
-        reward = super().rewards(trajectories)
+    def rewards(self, trajectories: Sequence[Trajectory], bank: ReferenceBank | None = None) -> np.ndarray:
+        reward = super().rewards(trajectories, bank)
         reward[3] = np.nan
         return reward
 
@@ -570,6 +570,30 @@ def test_stopping_and_resuming_gives_the_numbers_of_not_stopping(full: bool, rew
     assert str(states[0]) == str(states[1])
 
 
+@pytest.mark.parametrize("reward", ["siglip", "siglip-t"])
+def test_stopping_and_resuming_keeps_the_bank(reward: str, tmp_path):
+    sections: dict[str, Any] = {
+        "reward": {"name": reward, "reference": "bank", "bank_size": 5, "refit_every": 3},
+        "grpo": {"keep_graded": True},
+    }
+    whole = make_agent(**sections)
+    history = learn(whole, 4)
+    first = make_agent(**sections)
+    assert learn(first, 2) == history[:2]
+    first.save(tmp_path)
+    second = make_agent(**sections)
+    second.load(tmp_path)
+    assert learn(second, 2) == history[2:]
+    assert not differing(weights(whole), weights(second))
+    for one, other in zip(*(agent.bank.embeddings(agent.scorer) for agent in (whole, second)), strict=True):
+        np.testing.assert_array_equal(one, other)
+    # What was in the bank did decide rewards: without it, other numbers follow.
+    third = make_agent(**sections)
+    third.load(tmp_path)
+    third.bank = ReferenceBank(5)
+    assert learn(third, 2) != history[2:]
+
+
 def test_loading_goes_back_as_well_as_on(tmp_path):
     agent = make_agent()
     agent.learn_once()
@@ -618,6 +642,61 @@ def test_a_scorer_is_fitted_at_its_intervals():
     assert fitted == [True, False, True, False, True]
     agent = make_agent(reward={"name": "siglip-t", "refit_every": 0})
     assert ["scorer/loss_after" in metrics for metrics in learn(agent, 3)] == [True, False, False]
+
+
+# References that outlive a batch
+
+
+@pytest.mark.parametrize("reward", ["siglip", "siglip-t"])
+def test_groups_that_all_failed_are_graded_once_a_success_is_known(reward: str):
+    for reference in ("batch", "bank"):
+        agent = make_agent(reward={"name": reward, "reference": reference}, grpo={"keep_graded": True})
+        agent.learn_once()
+        failures = [replace(t, success=False) for t in agent.rollout()]
+        score = agent.reward(failures)
+        kept = agent.informative(failures, score)
+        advantage = agent.advantage(failures, score)
+        if reference == "batch":
+            assert not score.any()
+            assert kept == []
+            assert not advantage.any()
+        else:
+            np.testing.assert_array_equal(score, agent.scorer.rewards(failures, agent.bank))
+            assert score.max() > 0.5
+            assert kept == list(range(len(failures)))
+            assert (advantage != 0).all()
+            agent.config = toy_config(grpo={"keep_graded": False})
+            assert agent.informative(failures, score) == []
+
+
+def test_successes_enter_the_bank_after_they_were_scored():
+    agent = make_agent(reward={"name": "siglip", "reference": "bank"})
+    plain = make_agent(reward={"name": "siglip"})
+    # Were they there already, the first update's successes would count twice.
+    assert learn(agent, 1) == learn(plain, 1)
+    assert plain.bank is None
+    before, trajectories = len(agent.bank), agent.rollout()
+    agent.remember(trajectories)
+    assert len(agent.bank) == before + sum(t.success for t in trajectories) > before
+
+
+def test_the_bank_is_bounded():
+    agent = make_agent(reward={"name": "siglip", "reference": "bank", "bank_size": 3})
+    learn(agent, 3)
+    _, tasks = agent.bank.embeddings(agent.scorer)
+    assert tasks.tolist() == [0, 0, 0, 1, 1, 1]
+
+
+def test_a_checkpoint_without_a_bank_is_refused_where_one_is_needed(tmp_path):
+    make_agent(reward={"name": "siglip"}).save(tmp_path)
+    with pytest.raises(CheckpointError, match="No bank of references"):
+        make_agent(reward={"name": "siglip", "reference": "bank"}).load(tmp_path)
+
+
+def test_the_plain_outcome_keeps_no_bank():
+    agent = make_agent(reward={"name": "success", "reference": "bank"})
+    agent.learn_once()
+    assert agent.bank is None
 
 
 # Broken episodes, counting, and what is written down

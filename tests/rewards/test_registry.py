@@ -22,7 +22,6 @@ def empty_registry(monkeypatch):
 
 def test_the_shipped_scorers_are_listed_and_built():
     assert {"siglip", "siglip-t", "success"} <= set(available_scorers())
-    assert "v-jepa" not in available_scorers()
     for name in ("siglip", "siglip-t", "success"):
         options = {"feature_dim": 8} if name == "siglip-t" else {}
         assert make_scorer(name, **options).name == name

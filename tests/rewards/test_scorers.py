@@ -10,8 +10,17 @@ import torch
 from trajectories import graded_failures, make_trajectory, paths_and_reversals
 
 from vlacoach.errors import CheckpointError, ConfigError, NonFiniteError, UnknownNameError, VlacoachError
-from vlacoach.rewards import Trajectory, auroc, load_scorer, make_scorer, self_referential_reward, spearman
-from vlacoach.rewards.scorers import DESCRIPTION_FILE, WEIGHTS_FILE
+from vlacoach.rewards import (
+    ReferenceBank,
+    SiglipScorer,
+    Trajectory,
+    auroc,
+    load_scorer,
+    make_scorer,
+    self_referential_reward,
+    spearman,
+)
+from vlacoach.rewards.scorers import DESCRIPTION_FILE, WEIGHTS_FILE, Scorer
 
 DIM = 16
 
@@ -115,6 +124,97 @@ def test_a_non_finite_feature_stops_with_the_slot():
         make_scorer("siglip").rewards(batch)
     with pytest.raises(NonFiniteError, match="slot 4"):
         make_scorer("siglip-t", feature_dim=DIM).fit(batch)
+
+
+class GivenEmbeddings(Scorer):
+    """A plugin whose embedding is whatever a test says."""
+
+    name = "given"
+
+    def __init__(self, embedding):
+        super().__init__()
+        self.embedding = embedding
+
+    def embed(self, trajectory):
+        return self.embedding if trajectory.slot == 3 else np.ones(2, dtype=np.float32)
+
+
+@pytest.mark.parametrize(
+    ("embedding", "error", "message"),
+    [
+        (np.array([1.0, math.nan]), NonFiniteError, "not finite"),
+        (np.array([math.inf, 1.0]), NonFiniteError, "not finite"),
+        (np.zeros(2), VlacoachError, "all zeros"),
+        (np.zeros(0), VlacoachError, "missing"),
+        (np.ones((2, 2)), VlacoachError, "missing"),
+        (None, VlacoachError, "missing"),
+    ],
+)
+@pytest.mark.parametrize("success", [True, False])
+def test_an_embedding_that_says_nothing_stops_with_the_slot(embedding, error, message, success):
+    batch = [make_trajectory(torch.ones(2, 2), slot % 2 == 0, slot=slot) for slot in range(3)]
+    batch.append(make_trajectory(torch.ones(2, 2), success, slot=3))
+    with pytest.raises(error, match=rf"slot 3 .*{message}"):
+        GivenEmbeddings(embedding).rewards(batch)
+
+
+@pytest.mark.parametrize("name", ["siglip", "siglip-t"])
+def test_a_trajectory_without_looks_stops_with_the_slot(name):
+    batch, _ = graded_failures(DIM, 6, seed=0)
+    scorer = make_scorer(name, **({"feature_dim": DIM, "steps": 1} if name == "siglip-t" else {}))
+    scorer.fit(batch)
+    with pytest.raises(VlacoachError, match=r"slot 12 .* no looks"):
+        scorer.rewards([*batch, make_trajectory(torch.ones(0, DIM), False, slot=12)])
+
+
+# ---------------------------------------------------------------- references of a bank
+
+
+@pytest.mark.parametrize("name", ["siglip", "siglip-t"])
+def test_a_task_that_failed_throughout_is_graded_by_the_bank(name):
+    earlier, _ = graded_failures(DIM, 16, seed=1)
+    failures = [one for one in graded_failures(DIM, 16, seed=2)[0] if not one.success]
+    scorer = make_scorer(name, **({"feature_dim": DIM, "steps": 5} if name == "siglip-t" else {}))
+    scorer.fit(earlier)
+    assert not scorer.rewards(failures).any()
+    bank = ReferenceBank()
+    bank.add(scorer, earlier)
+    rewards = scorer.rewards(failures, bank)
+    known = np.stack([scorer.embed(one) for one in earlier if one.success])
+    expected = self_referential_reward(
+        np.stack([scorer.embed(one) for one in failures]), [0] * 8, [0] * 8, references=known, reference_task=[0] * 8
+    )
+    np.testing.assert_array_equal(rewards, expected)
+    assert rewards.max() > 0.5
+    assert len(np.unique(rewards)) == 8
+
+
+def test_a_bank_joins_the_successes_of_the_batch_and_knows_no_other_task():
+    batch, _ = graded_failures(DIM, 12, seed=0)
+    scorer, bank = make_scorer("siglip"), ReferenceBank()
+    bank.add(scorer, [one for one in batch[:6] if one.success])
+    np.testing.assert_array_equal(scorer.rewards(batch[6:], ReferenceBank()), scorer.rewards(batch[6:]))
+    # Successes score alike wherever they are, so moving some to the bank changes nothing for the others.
+    rest = [one for one in batch if one.slot >= 6 or not one.success]
+    all_together = dict(zip([one.slot for one in batch], scorer.rewards(batch), strict=True))
+    np.testing.assert_allclose(scorer.rewards(rest, bank), [all_together[one.slot] for one in rest], atol=1e-6)
+    stranger = make_trajectory(torch.ones(3, DIM), False, task=4)
+    assert scorer.rewards([stranger], bank).tolist() == [0.0]
+
+
+def test_successes_alone_are_not_embedded_for_a_bank():
+    win = make_trajectory(torch.ones(3, DIM), True)
+    bank = ReferenceBank()
+    bank.add(make_scorer("siglip-t", feature_dim=DIM), [win])
+    untrained = make_scorer("siglip-t", feature_dim=DIM)
+    assert untrained.rewards([win], bank).tolist() == [1.0]
+
+
+def test_the_outcome_alone_needs_no_bank():
+    batch, _ = graded_failures(DIM, 4, seed=0)
+    scorer = make_scorer("success")
+    assert not scorer.compares
+    np.testing.assert_array_equal(scorer.rewards(batch, ReferenceBank()), scorer.rewards(batch))
 
 
 def test_success_is_the_plain_outcome():
@@ -338,3 +438,58 @@ def test_unknown_options_are_refused():
         make_scorer("siglip", rule={"cieling": 0.5})
     with pytest.raises(UnknownNameError, match="pooling"):
         make_scorer("siglip", pooling="avg")
+
+
+def test_a_grid_averages_patches_where_they_are():
+    patches = torch.arange(16.0)[None, :, None].repeat(2, 1, 3)
+    one = make_trajectory(torch.zeros(2, 3), True)
+    one.features = patches
+    quarters = SiglipScorer(grid=2).embed(one).reshape(4, 3)
+    # Rows 0 1 4 5, 2 3 6 7, 8 9 12 13, 10 11 14 15 of a square of four by four.
+    np.testing.assert_allclose(quarters, np.repeat([[2.5], [4.5], [10.5], [12.5]], 3, axis=1))
+    np.testing.assert_allclose(SiglipScorer(grid=4).embed(one), np.repeat(np.arange(16.0), 3))
+    np.testing.assert_allclose(SiglipScorer(grid=1).embed(one), np.full(3, 7.5))
+
+
+def test_a_grid_tells_apart_what_a_mean_cannot():
+    here, there = make_trajectory(torch.zeros(2, 3), True), make_trajectory(torch.zeros(2, 3), True)
+    here.features = torch.zeros(2, 4, 3)
+    here.features[:, 0] = 1.0
+    there.features = here.features.flip(1)
+    for grid, apart in ((1, False), (2, True)):
+        scorer = SiglipScorer(grid=grid)
+        assert np.array_equal(scorer.embed(here), scorer.embed(there)) is not apart
+
+
+def test_cells_of_siglip_t_share_one_mlp():
+    patches = torch.randn(3, 5, 4, DIM, generator=torch.Generator().manual_seed(0))
+    batch = [make_trajectory(torch.zeros(5, DIM), True, slot=slot) for slot in range(3)]
+    for one, features in zip(batch, patches, strict=True):
+        one.features = features
+    scorer = make_scorer("siglip-t", feature_dim=DIM, grid=2, steps=5)
+    scorer.fit(batch)
+    alone = make_scorer("siglip-t", feature_dim=DIM)
+    assert sum(p.numel() for p in scorer.parameters()) == sum(p.numel() for p in alone.parameters())
+    alone.fusion.load_state_dict(scorer.fusion.state_dict())
+    alone._fitted = True
+    for cell in range(4):
+        # The same MLP on one cell alone, in that cell's own standard units.
+        columns = slice(cell * DIM, (cell + 1) * DIM)
+        alone.feature_mean, alone.feature_std = scorer.feature_mean[columns], scorer.feature_std[columns]
+        single = make_trajectory(torch.zeros(5, DIM), True)
+        single.features = patches[0, :, cell : cell + 1]
+        np.testing.assert_allclose(scorer.embed(batch[0])[columns], alone.embed(single), atol=1e-5)
+
+
+@pytest.mark.parametrize(("patches", "grid", "message"), [(4, 3, "4 patches"), (6, 2, "6 patches"), (4, 0, "0 cells")])
+def test_a_grid_that_does_not_divide_the_patches_is_refused(patches, grid, message):
+    one = make_trajectory(torch.zeros(2, 3), True)
+    one.features = torch.zeros(2, patches, 3)
+    with pytest.raises(ConfigError, match=message):
+        SiglipScorer(grid=grid).embed(one)
+
+
+@pytest.mark.parametrize("fusion", ["film", "add"])
+def test_siglip_t_has_about_200_thousand_parameters_at_the_width_of_so400m(fusion):
+    scorer = make_scorer("siglip-t", feature_dim=1152, fusion=fusion)
+    assert 180_000 <= sum(weights.numel() for weights in scorer.parameters()) <= 220_000

@@ -13,7 +13,7 @@ from sklearn.cluster import DBSCAN
 
 from vlacoach.errors import NonFiniteError, UnknownNameError, VlacoachError
 from vlacoach.rewards import self_referential_details, self_referential_reward
-from vlacoach.rewards.self_referential import NOT_CLUSTERED, density_clusters, neighbor_distance
+from vlacoach.rewards.self_referential import NOISE, NOT_CLUSTERED, density_clusters, neighbor_distance
 
 # Ten times the agreement that an independent implementation reached on float32 inputs.
 TOLERANCE = 1.2e-5
@@ -208,3 +208,86 @@ def test_neighbor_distance_in_closed_form():
 def test_an_unknown_rule_is_named():
     with pytest.raises(UnknownNameError, match="Did you mean 'scaled'"):
         self_referential_reward(*random_batch(0), rule="scaledd")
+
+
+# References that are not rows of the batch
+
+
+@pytest.mark.parametrize("rule", ["srpo", "scaled"])
+@pytest.mark.parametrize("seed", range(4))
+def test_references_count_as_the_batchs_own_successes_do(rule, seed):
+    embeddings, success, task = random_batch(seed, rows=24)
+    whole = self_referential_details(embeddings, success, task, rule=rule)
+    # Some successes of each task, all of task 1, leave the batch and come back as references.
+    moved = success & ((np.arange(24) % 2 == 0) | (task == 1))
+    part = self_referential_details(
+        embeddings[~moved],
+        success[~moved],
+        task[~moved],
+        rule=rule,
+        references=embeddings[moved],
+        reference_task=task[moved],
+    )
+    assert 0 < moved.sum() < success.sum()
+    np.testing.assert_allclose(part.distance, whole.distance[~moved])
+    np.testing.assert_allclose(part.score, whole.score[~moved], atol=1e-9)
+    assert part.cluster_count == whole.cluster_count
+
+
+def test_a_task_that_failed_throughout_is_graded_by_references_in_closed_form():
+    # References at 1 and 3 are too far apart to cluster: failures are measured from their mean, 2.
+    score = self_referential_reward(
+        [[3.0], [4.0], [7.0], [5.0]], [0] * 4, [1, 1, 1, 2], references=[[1.0], [3.0]], reference_task=[1, 1]
+    )
+    middle = (2.0 - 1.0) / (5.0 - 1.0)
+    np.testing.assert_allclose(score, [NEAREST, 0.6 / (1 + math.exp(-10 * (0.5 - middle))), FARTHEST, 0.0])
+    tasks = self_referential_reward(
+        [[3.0], [4.0]], [0, 0], ["a", "b"], references=[[1.0], [1.0]], reference_task=["b", "c"]
+    )
+    np.testing.assert_allclose(tasks, [0.0, HALFWAY])
+
+
+def test_clusters_are_found_among_successes_and_references_together():
+    details = self_referential_details(
+        [[0.0, 0.1], [10.0, 10.0], [0.0, 1.0], [0.0, 9.0]],
+        [1, 1, 0, 0],
+        [0] * 4,
+        references=[[0.0, 0.1001]],
+        reference_task=[0],
+    )
+    assert details.cluster.tolist() == [0, NOISE, NOT_CLUSTERED, NOT_CLUSTERED]
+    np.testing.assert_allclose(details.distance[2:], [0.9, 8.9], atol=1e-3)
+
+
+@given(st.integers(0, 2**16))
+def test_no_references_and_references_of_other_tasks_change_nothing(seed):
+    embeddings, success, task = random_batch(seed)
+    plain = self_referential_details(embeddings, success, task)
+    none = np.zeros((0, 6)), np.zeros(0)
+    for references, tasks in [(None, None), none, (np.ones((2, 6)), [7, 8])]:
+        other = self_referential_details(embeddings, success, task, references=references, reference_task=tasks)
+        for name in ("score", "distance", "cluster"):
+            np.testing.assert_array_equal(getattr(other, name), getattr(plain, name))
+
+
+def test_references_that_say_nothing_are_refused_by_name():
+    batch = np.ones((2, 3)), [1, 0], ["drawer"] * 2
+    with pytest.raises(NonFiniteError, match=r"Reference 1 \(task stove\)"):
+        self_referential_reward(*batch, references=[[1.0] * 3, [math.nan] * 3], reference_task=["drawer", "stove"])
+    with pytest.raises(VlacoachError, match=r"Reference 0 \(task drawer\) is all zeros"):
+        self_referential_reward(*batch, references=[[0.0] * 3], reference_task=["drawer"])
+
+
+@pytest.mark.parametrize(
+    ("references", "tasks", "message"),
+    [
+        ([[1.0, 2.0]], [0], r"\(R, 3\)"),
+        ([[1.0, 2.0, 3.0]], [0, 0], r"\(1, 3\) and \(2,\)"),
+        ([[1.0, 2.0, 3.0]], None, "go together"),
+        (None, [0], "go together"),
+        ([[1.0, 2.0, 3.0]], ["0"], "named by"),
+    ],
+)
+def test_references_that_do_not_fit_are_refused(references, tasks, message):
+    with pytest.raises(VlacoachError, match=message):
+        self_referential_reward(np.ones((2, 3)), [1, 0], [0, 0], references=references, reference_task=tasks)

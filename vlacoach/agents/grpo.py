@@ -15,7 +15,7 @@ vision tower is frozen, and the features of the rollout serve reward and update;
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -41,6 +41,7 @@ from vlacoach.errors import VlacoachError
 from vlacoach.policies import lora
 from vlacoach.policies.log_prob import action_log_prob
 from vlacoach.policies.policy import VLAPolicy
+from vlacoach.rewards.bank import ReferenceBank
 from vlacoach.rewards.scorers import Scorer
 from vlacoach.rewards.trajectory import Trajectory
 from vlacoach.runs import constants as names
@@ -77,6 +78,8 @@ class GRPOAgent:
 
     Attributes:
         update: Updates done.
+        bank: Successes of earlier updates that failures are compared with, if ``reward.reference`` asks for them.
+        on_rollout: Called with the trajectories of each update, before the scorer is fitted on them.
     """
 
     def __init__(
@@ -108,6 +111,9 @@ class GRPOAgent:
         self._take_parameters()
         tasks = range(num_tasks) if self.config.env.tasks is None else self.config.env.tasks
         self.prompts = PromptSampler(tuple(tasks), self.config.env.states, self.config.seed)
+        banked = self.config.reward.reference == "bank" and scorer.compares
+        self.bank = ReferenceBank(self.config.reward.bank_size) if banked else None
+        self.on_rollout: Callable[[list[Trajectory]], None] = lambda trajectories: None
         self._seconds: dict[str, float] = {}
 
     def _take_parameters(self) -> None:
@@ -132,8 +138,10 @@ class GRPOAgent:
         with self._stage(names.STAGE_ROLLOUT):
             trajectories = self.rollout()
         with self._stage(names.STAGE_REWARD):
+            self.on_rollout(trajectories)
             fit = self.fit_scorer(trajectories)
             reward = self.reward(trajectories)
+            self.remember(trajectories)
         with self._stage(names.STAGE_ADVANTAGE):
             kept = self.informative(trajectories, reward)
             advantage = self.advantage(trajectories, reward)
@@ -174,7 +182,10 @@ class GRPOAgent:
             if self.folder is not None:
                 self.folder.beat(names.STAGE_ROLLOUT, played, len(jobs))
 
-        return collect(self.policy, self.envs, jobs, grpo.temperature, on_episode=show, on_look=beat)
+        frames = self.scorer.needs_frames
+        return collect(
+            self.policy, self.envs, jobs, grpo.temperature, keep_frames=frames, on_episode=show, on_look=beat
+        )
 
     def fit_scorer(self, trajectories: Sequence[Trajectory]) -> dict[str, float]:
         """Train a scorer that learns: as soon as there is a success to learn from, and at intervals after that."""
@@ -189,7 +200,14 @@ class GRPOAgent:
         """(B,) scores. While a scorer that learns has seen no success, outcomes are all there is: all failures."""
         if not self.scorer.fitted:
             return np.array([float(t.success and t.valid) for t in trajectories])
-        return self.scorer.rewards(trajectories)
+        if self.bank is None:  # A plugin that knows of no bank has the batch's successes to compare with.
+            return self.scorer.rewards(trajectories)
+        return self.scorer.rewards(trajectories, self.bank)
+
+    def remember(self, trajectories: Sequence[Trajectory]) -> None:
+        """Keep successes as references of later updates; after scoring, where they are references already."""
+        if self.bank is not None and self.scorer.fitted:
+            self.bank.add(self.scorer, trajectories)
 
     def informative(self, trajectories: Sequence[Trajectory], reward: NDArray[np.float64]) -> list[int]:
         """Rows to learn from: valid, in a group whose success rate lies between the filter's bounds.
@@ -351,6 +369,8 @@ class GRPOAgent:
         else:
             self.policy.save(folder / names.POLICY_FOLDER)
         self.scorer.save(folder / names.SCORER_FOLDER)
+        if self.bank is not None:
+            self.bank.save(folder / names.SCORER_FOLDER)
         state = {"update": self.update, "optimizer": self.optimizer.state_dict()}
         save_tree(folder / names.TRAINING_STATE_FOLDER, state)
 
@@ -370,6 +390,8 @@ class GRPOAgent:
         # A loaded adapter has parameters of its own; the optimizer must not hold those of the one it replaced.
         self._take_parameters()
         self.scorer.load(folder / names.SCORER_FOLDER)
+        if self.bank is not None:
+            self.bank.load(folder / names.SCORER_FOLDER)
         state = load_tree(folder / names.TRAINING_STATE_FOLDER)
         self.optimizer.load_state_dict(state["optimizer"])
         self.update = int(state["update"])

@@ -61,6 +61,7 @@ class _Episode:
     tokens: list[Tensor] = field(default_factory=list)
     log_prob: list[Tensor] = field(default_factory=list)
     executed: list[int] = field(default_factory=list)
+    frames: list[Tensor] = field(default_factory=list)
 
     def finish(self, success: bool, valid: bool, terminal_features: Tensor | None) -> Trajectory:
         # A chunk of which nothing ran (the simulation broke down at once) has no token to train on.
@@ -70,6 +71,8 @@ class _Episode:
         def stack(rows: list[Tensor]) -> Tensor:
             return torch.stack([rows[i] for i in kept]) if kept else rows[0][None][:0]
 
+        # One frame before each chunk, and the one after the last.
+        frames = [self.frames[i] for i in [*kept, len(self.frames) - 1]] if self.frames else []
         return Trajectory(
             task=self.job.prompt.task,
             init_state=self.job.prompt.init_state,
@@ -85,6 +88,7 @@ class _Episode:
             success=success,
             length=int(executed.sum()),
             valid=valid,
+            frames=torch.stack(frames) if frames else None,
         )
 
 
@@ -95,6 +99,7 @@ def collect(
     temperature: float,
     *,
     keep_features: bool = True,
+    keep_frames: bool = False,
     on_episode: Callable[[Trajectory], None] | None = None,
     on_look: Callable[[], None] | None = None,
     on_pictures: Callable[[int, Any], None] | None = None,
@@ -111,6 +116,7 @@ def collect(
         jobs: The episodes.
         temperature: Sampling temperature; 0 is greedy.
         keep_features: Keep patch features in the trajectories; evaluation does not need them.
+        keep_frames: Keep the first camera's pictures in the trajectories, for scorers that look for themselves.
         on_episode: Called with each finished trajectory, in the order in which they finish.
         on_look: Called once per round of the worlds, to show signs of life.
         on_pictures: Called with a job's slot and each of its pictures (H, W, 3) uint8, for videos.
@@ -127,11 +133,11 @@ def collect(
             f"The policy decodes chunks of {policy.chunk_size}, the environment takes {envs.chunk_size}.",
             f"Make the environment with chunk_size={policy.chunk_size}.",
         )
-    rollout = _Rollout(policy, envs, deque(jobs), temperature, keep_features, on_episode, on_pictures)
+    rollout = _Rollout(policy, envs, deque(jobs), temperature, keep_features, keep_frames, on_episode, on_pictures)
     # While the simulator works on one half of the worlds, the policy looks at the other.
     lanes = [list(range(lane, envs.num_envs, 2)) for lane in range(min(2, envs.num_envs))]
     begun: dict[int, list[tuple[list[int], Any]]] = {}
-    with _one_thread():
+    with one_thread():
         while rollout.waiting or rollout.playing:
             for lane, worlds in enumerate(lanes):
                 for busy, pending in begun.pop(lane, []):
@@ -143,7 +149,7 @@ def collect(
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """Keep torch to one thread: the cores belong to the simulator, and threads that wait for each other stall."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -168,6 +174,7 @@ class _Rollout:
     waiting: deque[Job]
     temperature: float
     keep_features: bool
+    keep_frames: bool
     on_episode: Callable[[Trajectory], None] | None
     on_pictures: Callable[[int, Any], None] | None
     playing: dict[int, _Episode] = field(default_factory=dict)
@@ -198,8 +205,11 @@ class _Rollout:
                 episode.executed.append(int(info["executed"][world]))
             episode.instruction = str(info["instruction"][world])
             self._seen[world] = {key: value[world] for key, value in observation.items()}
+            picture = next(iter(self._seen[world].values()))
+            if self.keep_frames:
+                episode.frames.append(torch.from_numpy(picture))
             if self.on_pictures is not None:
-                self.on_pictures(episode.job.slot, next(iter(self._seen[world].values())))
+                self.on_pictures(episode.job.slot, picture)
         last = self.policy.encode(_images(self._seen, ended)) if ended and self.keep_features else None
         for row, world in enumerate(ended):
             del self._seen[world]

@@ -22,6 +22,7 @@ class Stream(IntEnum):
     SCORER = 4
     CLONING = 5
     ADAPTER = 6
+    LAB = 7
 
 
 def numpy_generator(seed: int, stream: Stream, *address: int) -> np.random.Generator:

@@ -12,6 +12,7 @@ from vlacoach.agents.grpo import GRPOAgent
 from vlacoach.agents.video import VideoRecorder, side_by_side, write_video
 from vlacoach.errors import ConfigError
 from vlacoach.rewards import make_scorer
+from vlacoach.rewards.bench import ScorerCheck
 from vlacoach.runs import constants as names
 from vlacoach.runs.files import replace_text
 from vlacoach.runs.report import write_learning_curve
@@ -21,6 +22,7 @@ from vlacoach.runs.stopping import GracefulStop
 if TYPE_CHECKING:
     from vlacoach.policies.policy import VLAPolicy
     from vlacoach.rewards.scorers import Scorer
+    from vlacoach.rewards.trajectory import Trajectory
     from vlacoach.runs.config import RewardConfig, TrainConfig
     from vlacoach.runs.folder import RunFolder
     from vlacoach.runs.reporting import Reporter
@@ -78,6 +80,8 @@ class TrainingRun:
         except BaseException:
             self.envs.close()
             raise
+        self.agent.on_rollout = self._check_scorer
+        self._check = ScorerCheck(seed=config.seed)
         self._videos: dict[str, VideoRecorder] = {}
         self._started = time.perf_counter()
         self._spent = 0.0
@@ -121,6 +125,23 @@ class TrainingRun:
         if self._saved != self.agent.update:
             self._checkpoint()
         self._raise_if_asked(stop)
+
+    def _check_scorer(self, trajectories: list[Trajectory]) -> None:
+        """Say how well the scorer tells success from failure, before it has decided much of the run."""
+        scorer = self.agent.scorer
+        if not scorer.compares:
+            return
+        area = self._check.observe(scorer, trajectories)
+        if area is None:
+            return
+        interval = f"95 % interval {area.low:.2f} to {area.high:.2f}"
+        self.folder.log_event("scorer", scorer=scorer.name, auroc=area.value, low=area.low, high=area.high)
+        self.reporter.message(f"reward {scorer.name}: AUROC of success against failure {area.value:.2f} ({interval})")
+        if area.low <= 0.5:
+            text = f"Reward {scorer.name} does not tell success from failure: AUROC {area.value:.2f} ({interval})."
+            advice = "How it grades failures is then close to chance: try --reward success, or vlacoach reward bench."
+            self.folder.alert("warning", text, advice)
+            self.reporter.message(f"{text} {advice}", "warning")
 
     def _raise_if_asked(self, stop: GracefulStop) -> None:
         if stop.requested:
@@ -227,7 +248,7 @@ def build_scorer(config: RewardConfig, policy: VLAPolicy) -> Scorer:
     params = dict(config.params)
     if config.name in ("siglip", "siglip-t"):
         pooling_k = config.last_k if config.pooling == "last-k" else config.segments
-        params = {"pooling": config.pooling, "pooling_k": pooling_k, **params}
+        params = {"pooling": config.pooling, "pooling_k": pooling_k, "grid": config.grid, **params}
     if config.name == "siglip-t":
         params = {"temporal": config.temporal, "fusion": config.fusion, **params}
     if config.rule != "srpo":  # A plugin need not know of rules.

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
 from rich.table import Table
 from rich.text import Text
 
 from vlacoach.runs.results import Comparison, EvaluationResult
 from vlacoach.runs.statistics import Interval, PairedDifference
+
+if TYPE_CHECKING:
+    from vlacoach.agents.reward_lab import EpisodeScore
+    from vlacoach.data.rollouts import RecordedEpisode
+    from vlacoach.rewards.bench import ScorerReport
+    from vlacoach.rewards.metrics import Estimate
 
 
 def percent(rate: float) -> str:
@@ -86,3 +95,81 @@ def change(difference: PairedDifference) -> Text:
     text = f"{100 * difference.difference:+.1f} [{100 * interval.low:+.0f}, {100 * interval.high:+.0f}]"
     style = "green" if interval.low > 0 else "red" if interval.high < 0 else ""
     return Text(text, style=style)
+
+
+def estimate(value: Estimate | None) -> str:
+    """A figure with its interval, for example ``"0.83 [0.79, 0.87]"``; a dash where there is none."""
+    return "-" if value is None else f"{value.value:.2f} [{value.low:.2f}, {value.high:.2f}]"
+
+
+def rollouts_table(episodes: Sequence[RecordedEpisode]) -> Table:
+    """Episodes and successes by source."""
+    table = Table(title="Rollouts", title_justify="left")
+    table.add_column("source")
+    for heading in ("episodes", "successes", "mean length"):
+        table.add_column(heading, justify="right")
+    for source in dict.fromkeys(episode.source for episode in episodes):
+        chosen = [episode for episode in episodes if episode.source == source]
+        won = sum(episode.success for episode in chosen)
+        mean = sum(episode.length for episode in chosen) / len(chosen)
+        table.add_row(source, str(len(chosen)), str(won), f"{mean:.0f}")
+    return table
+
+
+def reward_tables(reports: Sequence[ScorerReport]) -> list[Table]:
+    """Figures of scorers, one row each, with 95 % bootstrap intervals over episodes."""
+    figures = {
+        "Progress within successes": {"Spearman": "spearman", "monotonicity": "monotonicity"},
+        "AUROC": {
+            "success / failure": "auroc",
+            "lengths made equal": "held_auroc",
+            "policy's own": "policy_auroc",
+            "near miss / gross": "near_miss_auroc",
+        },
+        "Successes against failures": {"MMD": "mmd", "Jensen-Shannon": "jensen_shannon", "SMD": "smd"},
+    }
+    tables = []
+    for title, columns in figures.items():
+        table = _scorer_table(title, columns)
+        for report in reports:
+            table.add_row(report.name, *(estimate(getattr(report, name)) for name in columns.values()))
+        tables.append(table)
+    tables[1].caption = "chance is 0.5; compared within tasks"
+    cost = _scorer_table("Order and cost", ["order sensitivity", "ms a trajectory", "extra parameters", "extra MB"])
+    for report in reports:
+        cost.add_row(
+            report.name,
+            f"{report.order_sensitivity:.2g}",
+            f"{report.milliseconds:.2f}",
+            f"{report.parameters:,}",
+            f"{report.memory_mb:.2f}",
+        )
+    cost.caption = "brackets: 95 % bootstrap intervals over episodes"
+    return [*tables, cost]
+
+
+def _scorer_table(title: str, columns: Iterable[str]) -> Table:
+    table = Table(title=title, title_justify="left", caption_justify="left")
+    table.add_column("scorer", overflow="fold")
+    for column in columns:
+        table.add_column(column, justify="right")
+    return table
+
+
+def episode_scores_table(scores: Sequence[EpisodeScore]) -> Table:
+    """How close episodes came, compared with reference rollouts."""
+    table = Table(title="Closeness", title_justify="left")
+    for heading in ("episode", "task"):
+        table.add_column(heading, overflow="fold")
+    for heading in ("distance", "closer than failures %", "than successes %", "reward as a failure"):
+        table.add_column(heading, justify="right")
+    for score in scores:
+        table.add_row(
+            score.episode,
+            str(score.task),
+            f"{score.distance:.3g}",
+            f"{100 * score.closer_than:.0f}",
+            f"{100 * score.closer_than_successes:.0f}",
+            f"{score.reward:.3f}",
+        )
+    return table

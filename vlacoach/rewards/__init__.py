@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vlacoach.rewards.bank import ReferenceBank
     from vlacoach.rewards.metrics import auroc, spearman
     from vlacoach.rewards.registry import available_scorers, load_scorer, make_scorer, register_scorer
     from vlacoach.rewards.scorers import Scorer, SiglipScorer, SuccessScorer
@@ -21,16 +22,21 @@ if TYPE_CHECKING:
     from vlacoach.rewards.siglip_t import SiglipTScorer
     from vlacoach.rewards.temporal import TemporalFusion, sinusoidal
     from vlacoach.rewards.trajectory import Trajectory
+    from vlacoach.rewards.v_jepa import VJepaScorer
+    from vlacoach.rewards.wrapper import SelfReferentialReward
 
 __all__ = [
+    "ReferenceBank",
     "RewardRule",
     "Scorer",
     "SelfReferentialDetails",
+    "SelfReferentialReward",
     "SiglipScorer",
     "SiglipTScorer",
     "SuccessScorer",
     "TemporalFusion",
     "Trajectory",
+    "VJepaScorer",
     "auroc",
     "available_scorers",
     "load_scorer",
@@ -43,6 +49,7 @@ __all__ = [
 ]
 
 _MODULES = {
+    "bank": ("ReferenceBank",),
     "metrics": ("auroc", "spearman"),
     "registry": ("available_scorers", "load_scorer", "make_scorer", "register_scorer"),
     "scorers": ("Scorer", "SiglipScorer", "SuccessScorer"),
@@ -55,6 +62,8 @@ _MODULES = {
     "siglip_t": ("SiglipTScorer",),
     "temporal": ("TemporalFusion", "sinusoidal"),
     "trajectory": ("Trajectory",),
+    "v_jepa": ("VJepaScorer",),
+    "wrapper": ("SelfReferentialReward",),
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}
 

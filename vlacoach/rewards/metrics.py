@@ -21,7 +21,7 @@ from vlacoach.errors import NonFiniteError, VlacoachError
 def auroc(scores: npt.ArrayLike, labels: npt.ArrayLike) -> float:
     """Area under the ROC curve: the chance that a positive outscores a negative, ties counting half.
 
-    Computed in closed form from ranks (Mann-Whitney U).
+    Computed in closed form, as the Mann-Whitney U statistic over the number of pairs.
 
     Args:
         scores: (B,) finite numbers, higher for what should be positive.
@@ -40,8 +40,10 @@ def auroc(scores: npt.ArrayLike, labels: npt.ArrayLike) -> float:
     wins, losses = int(positive.sum()), int((~positive).sum())
     if not wins or not losses:
         raise VlacoachError(f"AUROC needs both classes, got {wins} positive and {losses} negative labels.")
-    ranks = rankdata(values)[positive].sum()
-    return float((ranks - wins * (wins + 1) / 2) / (wins * losses))
+    negatives, positives = np.sort(values[~positive]), values[positive]
+    outscored = np.searchsorted(negatives, positives, "left").sum()
+    outscored_or_tied = np.searchsorted(negatives, positives, "right").sum()
+    return float((outscored + outscored_or_tied) / (2 * wins * losses))
 
 
 def spearman(first: npt.ArrayLike, second: npt.ArrayLike) -> float:
@@ -220,6 +222,44 @@ def bootstrap(
             continue
     if len(draws) < resamples:
         raise VlacoachError(f"The figure is undefined on most resamples of {count} rows.", "Use more episodes.")
+    tail = (1.0 - level) / 2
+    low, high = np.quantile(draws, [tail, 1.0 - tail])
+    return Estimate(value, float(low), float(high))
+
+
+def subsample(
+    statistic: Callable[[npt.NDArray[np.int64]], float],
+    count: int,
+    rng: np.random.Generator,
+    resamples: int = 200,
+    level: float = 0.95,
+) -> Estimate:
+    """Interval by subsampling halves (Politis and Romano, 1994), for figures that need distinct rows.
+
+    A half scatters around the whole about as much as the whole scatters around the truth, since
+    ``Var(half - whole) = (1 / (n / 2) - 1 / n) s^2 = s^2 / n`` for means of distinct rows.
+
+    Args:
+        statistic: Takes distinct row numbers, sorted, and returns the figure; see :func:`bootstrap`.
+        count: Rows there are.
+        rng: Everything random comes from it.
+        resamples: Number of halves.
+        level: Of the interval.
+
+    Raises:
+        VlacoachError: If the figure is undefined on all rows, or on nearly every half.
+    """
+    value = statistic(np.arange(count))
+    draws: list[float] = []
+    for _ in range(10 * resamples):
+        if len(draws) == resamples:
+            break
+        try:
+            draws.append(statistic(np.sort(rng.permutation(count)[: count // 2])))
+        except VlacoachError:
+            continue
+    if len(draws) < resamples:
+        raise VlacoachError(f"The figure is undefined on most halves of {count} rows.", "Use more episodes.")
     tail = (1.0 - level) / 2
     low, high = np.quantile(draws, [tail, 1.0 - tail])
     return Estimate(value, float(low), float(high))

@@ -1,16 +1,22 @@
-"""Prefixes of successful trajectories, and the distances and correlations that SigLIP-T is trained on."""
+"""Prefixes of successful trajectories, and the objectives that SigLIP-T can be trained on."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+Objective: TypeAlias = Literal["progress", "triplet", "time-contrastive", "displacement", "regression"]
+"""What the temporal MLP is trained for; see :func:`stage_loss`."""
 
 # A correlation needs a handful of prefixes.
 _PREFIXES_PER_TASK = 16
 _FAILURES_PER_TASK = 16
 _TINY = 1e-8
+_SHARPNESS = 10.0
+_MARGIN = 0.5
 
 
 @dataclass(frozen=True)
@@ -107,3 +113,49 @@ def correlation_of(first: Tensor, second: Tensor) -> Tensor:
     scale: Tensor = left.square().sum().sqrt() * right.square().sum().sqrt()
     correlation: Tensor = (left * right).sum() / (scale + _TINY)
     return correlation
+
+
+def stage_loss(objective: Objective, prefix: Tensor, center: Tensor, remaining: Tensor) -> Tensor:
+    """How badly the embeddings of prefixes of successes tell how far these have come.
+
+    ``"progress"``: one minus the correlation of the distance to the center with the remaining share; like the reward,
+    it does not depend on scale or shift. ``"regression"``: mean squared error of the distance, in units of its mean,
+    from the remaining share, in units of its mean. ``"displacement"``: the vector to the center should be the
+    remaining share of the one vector that points from start to goal, the mean over prefixes of such vectors over shares
+    (after the goal-displacement rewards of reward-learning work). ``"time-contrastive"``: each prefix should be more
+    like the one nearest in remaining share than like all others (InfoNCE, after time-contrastive networks, Sermanet et
+    al., arXiv 1704.06888). ``"triplet"``: the later of two prefixes should be closer to the center than the earlier one
+    by a margin (a ranking loss).
+
+    Args:
+        objective: One of the five.
+        prefix: (n, D) embeddings of prefixes.
+        center: (n, D) embedding of the goal reached, for each.
+        remaining: (n,) share of the success that is missing, 0 to 1.
+
+    Returns:
+        Scalar.
+    """
+    distance = distances(prefix, center)
+    if objective == "progress":
+        return 1.0 - correlation_of(distance, remaining)
+    if objective == "regression":
+        return (distance / (distance.mean() + _TINY) - remaining / (remaining.mean() + _TINY)).square().mean()
+    if objective == "displacement":
+        # Least squares of one direction: the displacement per share that explains all prefixes best.
+        toward = prefix - center
+        direction = (remaining[:, None] * toward).sum(dim=0) / (remaining.square().sum() + _TINY)
+        error = (toward - remaining[:, None] * direction).square().sum(dim=1)
+        return error.mean() / (toward.square().sum(dim=1).mean() + _TINY)
+    if objective == "time-contrastive":
+        apart = torch.cdist(prefix, prefix)
+        gap = (remaining[:, None] - remaining[None]).abs()
+        own = torch.eye(len(prefix), dtype=torch.bool)
+        similarity = -apart / (apart.detach()[~own].mean() + _TINY) * _SHARPNESS
+        return nn.functional.cross_entropy(
+            similarity.masked_fill(own, -torch.inf), gap.masked_fill(own, torch.inf).argmin(dim=1)
+        )
+    later = remaining[:, None] < remaining[None]
+    scale = distance.detach().std() + _TINY
+    behind = (distance[:, None] - distance[None]) / scale + _MARGIN
+    return nn.functional.relu(behind)[later].mean() if bool(later.any()) else behind.sum() * 0.0

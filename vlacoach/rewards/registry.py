@@ -25,9 +25,11 @@ ScorerFactory: TypeAlias = "Callable[..., Scorer]"
 
 # Paths, not objects: a command that lists scorers must not load torch.
 _SHIPPED = {
+    "pixels": "vlacoach.rewards.registry:_make_pixels",
     "siglip": "vlacoach.rewards.registry:_make_siglip",
     "siglip-t": "vlacoach.rewards.siglip_t:make_siglip_t",
     "success": "vlacoach.rewards.registry:_make_success",
+    "v-jepa": "vlacoach.rewards.v_jepa:make_v_jepa",
 }
 _registered: dict[str, ScorerFactory] = {}
 
@@ -128,14 +130,21 @@ def _make_siglip(
     *,
     pooling: Any = "mean",
     pooling_k: int = 4,
+    grid: int = 1,
     rule: dict[str, Any] | None = None,
 ) -> Scorer:
     from vlacoach.rewards.scorers import SiglipScorer
 
-    return SiglipScorer(pooling=pooling, pooling_k=pooling_k, rule=rule)
+    return SiglipScorer(pooling=pooling, pooling_k=pooling_k, grid=grid, rule=rule)
 
 
 def _make_success(policy: HasFeatures | None = None, *, rule: dict[str, Any] | None = None) -> Scorer:
     from vlacoach.rewards.scorers import SuccessScorer
 
     return SuccessScorer(rule=rule)
+
+
+def _make_pixels(policy: HasFeatures | None = None, *, rule: dict[str, Any] | None = None) -> Scorer:
+    from vlacoach.rewards.scorers import PixelScorer
+
+    return PixelScorer(rule=rule)

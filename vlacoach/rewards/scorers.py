@@ -7,25 +7,22 @@ scorer here runs a vision tower.
 
 from __future__ import annotations
 
-import hashlib
 import json
+import math
 import os
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from vlacoach.errors import CheckpointError, NonFiniteError, UnknownNameError, VlacoachError
+from vlacoach.errors import CheckpointError, ConfigError, NonFiniteError, UnknownNameError, VlacoachError
 from vlacoach.rewards.self_referential import (
     NOT_CLUSTERED,
     RewardRule,
@@ -33,11 +30,16 @@ from vlacoach.rewards.self_referential import (
     self_referential_details,
 )
 from vlacoach.rewards.temporal import Pooling, check_pooling, pool, pooling_weights
+from vlacoach.rewards.tensor_files import read_tensors, replace_file, write_tensors
 from vlacoach.rewards.trajectory import Trajectory
+
+if TYPE_CHECKING:
+    from vlacoach.rewards.bank import ReferenceBank
 
 FORMAT = 1
 DESCRIPTION_FILE = "scorer.json"
 WEIGHTS_FILE = "scorer.safetensors"
+_CONTROL_SIZE = 16
 
 
 class HasFeatures(Protocol):
@@ -84,6 +86,16 @@ class Scorer(ABC):
         """Whether :meth:`embed` may be called; a scorer that has nothing to train always is."""
         return True
 
+    @property
+    def compares(self) -> bool:
+        """Whether rewards come from comparing embeddings; False for a scorer whose :meth:`details` does without."""
+        return True
+
+    @property
+    def needs_frames(self) -> bool:
+        """Whether :meth:`embed` reads ``Trajectory.frames``, which rollouts keep on demand only."""
+        return False
+
     def can_fit(self, trajectories: Sequence[Trajectory]) -> bool:
         """Whether :meth:`fit` would find what it needs; False for a scorer that has nothing to train."""
         return False
@@ -100,14 +112,58 @@ class Scorer(ABC):
         """
         return {}
 
-    def details(self, trajectories: Sequence[Trajectory]) -> SelfReferentialDetails:
+    def embed_all(self, trajectories: Sequence[Trajectory]) -> npt.NDArray[np.float32]:
+        """Embed trajectories, and stop at the first whose embedding says nothing.
+
+        Returns:
+            (B, D) float32, finite, no row all zeros.
+
+        Raises:
+            NonFiniteError: An embedding is NaN or infinite; names the rollout slot.
+            VlacoachError: An embedding is missing or all zeros; names the rollout slot.
+        """
+        rows = [self.embed(trajectory) for trajectory in trajectories]
+        for row, trajectory in zip(rows, trajectories, strict=True):
+            if np.ndim(row) != 1 or not np.size(row):
+                raise VlacoachError(
+                    f"The embedding of {trajectory} is missing: scorer {self.name!r} gave shape {np.shape(row)}, "
+                    "not (D,)."
+                )
+            check_says_something("embedding", row, trajectory)
+        return np.stack(rows)
+
+    def reference(self, trajectory: Trajectory) -> Tensor:
+        """What to keep of a success so that :meth:`embed_reference` can embed it in later updates.
+
+        The embedding itself, unless a scorer's embedding changes from one :meth:`fit` to the next: then whatever it
+        takes to compute it anew.
+
+        Returns:
+            Floating point, any shape; (D,) here.
+        """
+        return torch.from_numpy(np.asarray(self.embed(trajectory)))
+
+    def embed_reference(self, reference: Tensor) -> npt.NDArray[np.float32]:
+        """Embed what :meth:`reference` kept, (D,) float32: the number that :meth:`embed` would give now."""
+        embedding: npt.NDArray[np.float32] = reference.numpy()
+        return embedding
+
+    def details(self, trajectories: Sequence[Trajectory], bank: ReferenceBank | None = None) -> SelfReferentialDetails:
         """Score a batch and keep distances and clusters for the log.
 
-        Only tasks with both outcomes are embedded: elsewhere the rule asks for nothing but the success flag.
-        Invalid trajectories score 0.
+        Only tasks with a failure and something to compare it with are embedded: elsewhere the rule asks for nothing but
+        the success flag. Invalid trajectories score 0.
+
+        Args:
+            trajectories: The batch.
+            bank: Successes of earlier batches, which are references too; None for the batch's own alone.
 
         Returns:
             Rows in the order of the trajectories.
+
+        Raises:
+            NonFiniteError: An embedding is NaN or infinite; names the rollout slot.
+            VlacoachError: An embedding is missing or all zeros; names the rollout slot.
         """
         rows = len(trajectories)
         success = np.array([trajectory.success for trajectory in trajectories], dtype=bool)
@@ -121,14 +177,18 @@ class Scorer(ABC):
             cluster_count=0,
             usable=valid,
         )
-        graded = _rows_of_mixed_tasks(trajectories)
+        graded = _rows_to_compare(trajectories, () if bank is None else bank.tasks)
         if not len(graded):
             return result
+        tasks = [trajectories[row].task for row in graded]
+        references, reference_task = (None, None) if bank is None else bank.embeddings(self, tasks)
         part = self_referential_details(
-            np.stack([self.embed(trajectories[row]) for row in graded]),
+            self.embed_all([trajectories[row] for row in graded]),
             success[graded],
-            [trajectories[row].task for row in graded],
+            tasks,
             **asdict(self.rule),
+            references=references,
+            reference_task=reference_task,
         )
         result.score[graded] = part.score
         result.distance[graded] = part.distance
@@ -137,13 +197,17 @@ class Scorer(ABC):
         result.usable[graded] = part.usable
         return SelfReferentialDetails(**{**vars(result), "cluster_count": part.cluster_count})
 
-    def rewards(self, trajectories: Sequence[Trajectory]) -> npt.NDArray[np.float64]:
-        """Score a batch.
+    def rewards(self, trajectories: Sequence[Trajectory], bank: ReferenceBank | None = None) -> npt.NDArray[np.float64]:
+        """Score a batch; arguments and errors of :meth:`details`.
 
         Returns:
             (B,) float64 in the order of the trajectories, 0 to 1 with SRPO's constants.
         """
-        return self.details(trajectories).score
+        return self.details(trajectories, bank).score
+
+    def parameters(self) -> list[Tensor]:
+        """Weights that the scorer needs beside the policy's, trained or not; empty if none."""
+        return []
 
     def config(self) -> dict[str, Any]:
         """Options that, given to :func:`vlacoach.rewards.make_scorer`, build this scorer again; JSON types."""
@@ -172,19 +236,15 @@ class Scorer(ABC):
             CheckpointError: If it cannot be written.
         """
         target = Path(folder)
-        tensors = {key: value.detach().cpu().contiguous() for key, value in self.tensors().items()}
-        weights = save_tensors(tensors) if tensors else None
-        description = {
-            "format": FORMAT,
-            "name": self.name,
-            "config": self.config(),
-            "weights_sha256": None if weights is None else hashlib.sha256(weights).hexdigest(),
-        }
         try:
             target.mkdir(parents=True, exist_ok=True)
-            if weights is not None:
-                _replace(target / WEIGHTS_FILE, weights)
-            _replace(target / DESCRIPTION_FILE, (json.dumps(description, indent=2) + "\n").encode())
+            description = {
+                "format": FORMAT,
+                "name": self.name,
+                "config": self.config(),
+                "weights_sha256": write_tensors(target / WEIGHTS_FILE, self.tensors()),
+            }
+            replace_file(target / DESCRIPTION_FILE, (json.dumps(description, indent=2) + "\n").encode())
         except OSError as error:
             raise CheckpointError(
                 f"Cannot save the scorer to {target}: {error}.", "Check free space and permissions."
@@ -206,8 +266,7 @@ class Scorer(ABC):
                 f"The scorer in {folder} was built with other options: {', '.join(sorted(other))}.",
                 "Build the scorer with vlacoach.rewards.load_scorer, which reads the options from the folder.",
             )
-        checksum = description["weights_sha256"]
-        self.restore({} if checksum is None else _read_weights(Path(folder) / WEIGHTS_FILE, checksum))
+        self.restore(read_tensors(Path(folder) / WEIGHTS_FILE, description["weights_sha256"]))
 
 
 class SuccessScorer(Scorer):
@@ -222,7 +281,12 @@ class SuccessScorer(Scorer):
         """Return the success flag, (1,) float32."""
         return np.array([trajectory.success], dtype=np.float32)
 
-    def details(self, trajectories: Sequence[Trajectory]) -> SelfReferentialDetails:
+    @property
+    def compares(self) -> bool:
+        """Never: the outcome is the reward."""
+        return False
+
+    def details(self, trajectories: Sequence[Trajectory], bank: ReferenceBank | None = None) -> SelfReferentialDetails:
         """Score by outcome; there are no distances."""
         rows = len(trajectories)
         valid = np.array([trajectory.valid for trajectory in trajectories], dtype=bool)
@@ -243,20 +307,36 @@ class SiglipScorer(Scorer):
     Args:
         pooling: How looks become one vector; see :func:`vlacoach.rewards.temporal.pooling_weights`.
         pooling_k: The k of ``"last-k"`` and ``"segments"``.
+        grid: Cells a side that patches are averaged in: 1 is the mean over all, which does not say where anything is.
         rule: See :class:`Scorer`.
+
+    Raises:
+        UnknownNameError: If there is no such pooling.
+        ConfigError: If ``pooling_k`` or ``grid`` is not positive.
     """
 
     name = "siglip"
 
-    def __init__(self, pooling: Pooling = "mean", pooling_k: int = 4, rule: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        pooling: Pooling = "mean",
+        pooling_k: int = 4,
+        grid: int = 1,
+        rule: Mapping[str, Any] | None = None,
+    ) -> None:
         super().__init__(rule)
         check_pooling(pooling, pooling_k)
+        if grid < 1:
+            raise ConfigError(
+                f"The grid has {grid} cells a side.", "Use at least 1, which is the mean over all patches."
+            )
+        self.grid = grid
         self.pooling = pooling
         self.pooling_k = pooling_k
 
     def embed(self, trajectory: Trajectory) -> npt.NDArray[np.float32]:
-        """Embed a trajectory; (D,), or (k * D,) with pooling by segments."""
-        looks = look_features(trajectory)
+        """Embed a trajectory; (grid^2 * D,), or k times that with pooling by segments."""
+        looks = look_features(trajectory, self.grid)
         return finite_embedding(self.pool(looks[None], torch.tensor([len(looks)]))[0], trajectory)
 
     def pool(self, looks: Tensor, lengths: Tensor) -> Tensor:
@@ -265,31 +345,90 @@ class SiglipScorer(Scorer):
 
     def config(self) -> dict[str, Any]:
         """Options; see :meth:`Scorer.config`."""
-        return {**super().config(), "pooling": self.pooling, "pooling_k": self.pooling_k}
+        return {**super().config(), "pooling": self.pooling, "pooling_k": self.pooling_k, "grid": self.grid}
 
 
-def look_features(trajectory: Trajectory) -> Tensor:
+class PixelScorer(Scorer):
+    """Pictures themselves, shrunk to 16 x 16 and averaged over looks: what features must beat to be worth anything.
+
+    Its embedding is (768,).
+    """
+
+    name = "pixels"
+
+    @property
+    def needs_frames(self) -> bool:
+        """Always."""
+        return True
+
+    def embed(self, trajectory: Trajectory) -> npt.NDArray[np.float32]:
+        """Embed a trajectory's frames.
+
+        Raises:
+            VlacoachError: If the rollout kept no frames.
+        """
+        frames = kept_frames(trajectory).permute(0, 3, 1, 2).float() / 255.0
+        small = torch.nn.functional.adaptive_avg_pool2d(frames, _CONTROL_SIZE)
+        return finite_embedding(small.mean(dim=0).flatten(), trajectory)
+
+
+def kept_frames(trajectory: Trajectory) -> Tensor:
+    """Frames of a trajectory, (T + 1, H, W, 3) uint8.
+
+    Raises:
+        VlacoachError: If the rollout kept none; names the slot.
+    """
+    if trajectory.frames is None or not len(trajectory.frames):
+        raise VlacoachError(
+            f"The trajectory of {trajectory} has no frames.",
+            "Roll out with keep_frames=True; agents do where the scorer's needs_frames says so.",
+        )
+    return trajectory.frames
+
+
+def look_features(trajectory: Trajectory, grid: int = 1) -> Tensor:
     """Average the patches of each look, the terminal frame last where it was encoded.
 
     The terminal frame shows the outcome; the policy itself never sees it.
 
+    Args:
+        trajectory: Its features are (T, P, D).
+        grid: Cells a side that patches are averaged in; more than 1 needs patches that form a square, P = side^2, and
+            a side that it divides.
+
     Returns:
-        (T, D) or (T + 1, D) float32 on the CPU.
+        (T, grid^2 * D) or (T + 1, grid^2 * D) float32 on the CPU, cell by cell, row by row.
 
     Raises:
+        ConfigError: If the patches cannot be divided so.
         NonFiniteError: If a feature is NaN or infinite; names the rollout slot.
         VlacoachError: If the trajectory has no looks.
     """
-    looks = trajectory.features.detach().float().mean(dim=1)
+    looks = _cell_means(trajectory.features.detach().float(), grid)
     if trajectory.terminal_features is not None:
-        last = trajectory.terminal_features.detach().float().mean(dim=0)
-        looks = torch.cat([looks, last[None].to(looks.device)])
+        last = _cell_means(trajectory.terminal_features.detach().float()[None], grid)
+        looks = torch.cat([looks, last.to(looks.device)])
     if not len(looks):
         raise VlacoachError(f"The trajectory of {trajectory} has no looks.")
     looks = looks.cpu()
     if not bool(torch.isfinite(looks).all()):
         raise NonFiniteError(f"The vision features of {trajectory} are not finite.")
     return looks
+
+
+def _cell_means(patches: Tensor, grid: int) -> Tensor:
+    """(T, P, D) patches to (T, grid^2 * D)."""
+    if grid == 1:
+        return patches.mean(dim=1)
+    looks, count, dim = patches.shape
+    side = math.isqrt(count)
+    if side * side != count or side % grid:
+        raise ConfigError(
+            f"{count} patches cannot be averaged in {grid} x {grid} cells.",
+            f"The grid must divide the side of a square of patches{f', {side}' if side * side == count else ''}.",
+        )
+    cells = patches.reshape(looks, grid, side // grid, grid, side // grid, dim)
+    return cells.mean(dim=(2, 4)).flatten(1)
 
 
 def finite_embedding(embedding: Tensor, trajectory: Trajectory) -> npt.NDArray[np.float32]:
@@ -302,6 +441,23 @@ def finite_embedding(embedding: Tensor, trajectory: Trajectory) -> npt.NDArray[n
     if not np.isfinite(array).all():
         raise NonFiniteError(f"The embedding of {trajectory} is not finite.")
     return array
+
+
+def check_says_something(what: str, values: npt.ArrayLike, trajectory: Trajectory) -> None:
+    """Refuse numbers of a trajectory that nothing can be compared with.
+
+    Raises:
+        NonFiniteError: One is NaN or infinite; names the rollout slot.
+        VlacoachError: All are zero; names the rollout slot.
+    """
+    array = np.asarray(values)
+    if not np.isfinite(array).all():
+        raise NonFiniteError(f"The {what} of {trajectory} is not finite.")
+    if not array.any():
+        raise VlacoachError(
+            f"The {what} of {trajectory} is all zeros.",
+            "Nothing can be compared with it: look at the features or frames that the scorer was given.",
+        )
 
 
 def read_description(folder: str | os.PathLike[str]) -> dict[str, Any]:
@@ -325,34 +481,10 @@ def read_description(folder: str | os.PathLike[str]) -> dict[str, Any]:
     return description
 
 
-def _rows_of_mixed_tasks(trajectories: Sequence[Trajectory]) -> npt.NDArray[np.int64]:
+def _rows_to_compare(trajectories: Sequence[Trajectory], known: Container[int]) -> npt.NDArray[np.int64]:
     outcomes: dict[int, set[bool]] = defaultdict(set)
     for trajectory in trajectories:
         if trajectory.valid:
             outcomes[trajectory.task].add(bool(trajectory.success))
-    return np.array(
-        [row for row, one in enumerate(trajectories) if one.valid and len(outcomes[one.task]) == 2],
-        dtype=np.int64,
-    )
-
-
-def _read_weights(file: Path, checksum: str) -> dict[str, Tensor]:
-    try:
-        data = file.read_bytes()
-        if hashlib.sha256(data).hexdigest() != checksum:
-            raise CheckpointError(f"{file} is corrupt: its checksum is not the one recorded with it.")
-        return load_tensors(data)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"Cannot read {file}: {error}.") from error
-
-
-def _replace(file: Path, data: bytes) -> None:
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        with temporary.open("wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, file)
-    finally:
-        temporary.unlink(missing_ok=True)
+    graded = {task for task, seen in outcomes.items() if False in seen and (True in seen or task in known)}
+    return np.array([row for row, one in enumerate(trajectories) if one.valid and one.task in graded], dtype=np.int64)

@@ -108,12 +108,17 @@ def self_referential_reward(
     rule: Rule = "srpo",
     neighbor_scale: float = 1.5,
     valid: npt.ArrayLike | None = None,
+    references: npt.ArrayLike | None = None,
+    reference_task: npt.ArrayLike | None = None,
 ) -> FloatArray:
     """Reward a batch of trajectories: 1 for a success, a graded ``0 .. ceiling`` for a failure.
 
     A failure at distance d from the nearest center of its task's successes gets
     ``ceiling * sigmoid(steepness * (offset - z))``, with z the distance min-max normalized over the failures
     of the task. A task without a success gives 0 to its failures.
+
+    ``references`` are further successes, such as those of earlier batches. They count as the batch's own do, and have
+    no row in the result; with them, a task whose rows all failed is graded too.
 
     Args:
         embeddings: (B, D) one embedding a trajectory, float32 or float64; computed in float64.
@@ -129,14 +134,16 @@ def self_referential_reward(
         rule: ``"srpo"`` or ``"scaled"``; see :class:`RewardRule`.
         neighbor_scale: See :class:`RewardRule`.
         valid: (B,) bool; rows marked False score 0 and take no part. None: all valid.
+        references: (R, D) embeddings of further successes; None: the batch's own are all there are.
+        reference_task: (R,) their tasks, named as in ``task``.
 
     Returns:
         (B,) float64, between 0 and ``max(success_reward, ceiling)``.
 
     Raises:
-        NonFiniteError: If a valid row holds NaN or an infinity; names the row and its task.
+        NonFiniteError: If a valid row or a reference holds NaN or an infinity; names it and its task.
         UnknownNameError: If there is no such rule.
-        VlacoachError: If shapes do not fit.
+        VlacoachError: If shapes do not fit, or a reference is all zeros.
     """
     return self_referential_details(
         embeddings,
@@ -152,6 +159,8 @@ def self_referential_reward(
         rule=rule,
         neighbor_scale=neighbor_scale,
         valid=valid,
+        references=references,
+        reference_task=reference_task,
     ).score
 
 
@@ -170,6 +179,8 @@ def self_referential_details(
     rule: Rule = "srpo",
     neighbor_scale: float = 1.5,
     valid: npt.ArrayLike | None = None,
+    references: npt.ArrayLike | None = None,
+    reference_task: npt.ArrayLike | None = None,
 ) -> SelfReferentialDetails:
     """Compute :func:`self_referential_reward` and keep the numbers on the way; same arguments and errors."""
     points = np.asarray(embeddings, dtype=np.float64)
@@ -177,6 +188,7 @@ def self_referential_details(
     key = np.asarray(task)
     allowed = np.ones(len(won), dtype=bool) if valid is None else np.asarray(valid, dtype=bool)
     _check(points, won, key, allowed)
+    kept, kept_key = _check_references(references, reference_task, points.shape[1], key)
     if rule not in RULES:
         raise UnknownNameError("reward rule", rule, RULES)
 
@@ -189,18 +201,39 @@ def self_referential_details(
     for one in np.unique(key):
         winners = np.flatnonzero(usable & won & (key == one))
         losers = np.flatnonzero(usable & ~won & (key == one))
-        if not len(winners) or not len(losers):
+        successes = np.concatenate([points[winners], kept[kept_key == one]])
+        if not len(successes) or not len(losers):
             continue
-        features = _standardize(points[winners])
-        radius = eps if rule == "srpo" else neighbor_scale * neighbor_distance(features)
-        labels = density_clusters(features, radius, min_samples)
-        centers = _centers(points[winners], labels)
-        cluster[winners] = labels
+        centers, labels = success_centers(successes, eps, min_samples, rule, neighbor_scale)
+        cluster[winners] = labels[: len(winners)]
         clusters += int(labels.max()) + 1
         distance[losers] = cdist(points[losers], centers).min(axis=1)
         normalized[losers] = _min_max(distance[losers], range_tolerance)
         score[losers] = ceiling * expit(steepness * (offset - normalized[losers]))
     return SelfReferentialDetails(score, distance, normalized, cluster, clusters, usable)
+
+
+def success_centers(
+    points: npt.ArrayLike, eps: float = 0.5, min_samples: int = 2, rule: Rule = "srpo", neighbor_scale: float = 1.5
+) -> tuple[FloatArray, npt.NDArray[np.int64]]:
+    """Find what the failures of a task are measured against.
+
+    Args:
+        points: (N, D) embeddings of the task's successes, at least one.
+        eps: See :class:`RewardRule`; so are the rest.
+        min_samples: Neighbors that make a core point.
+        rule: ``"srpo"`` or ``"scaled"``.
+        neighbor_scale: Of ``"scaled"``.
+
+    Returns:
+        (C, D) float64 means of the clusters, or the mean of all if there is no cluster; and (N,) int64 the cluster of
+        each success, or ``NOISE``.
+    """
+    array = np.asarray(points, dtype=np.float64)
+    features = _standardize(array)
+    radius = eps if rule == "srpo" else neighbor_scale * neighbor_distance(features)
+    labels = density_clusters(features, radius, min_samples)
+    return _centers(array, labels), labels
 
 
 def density_clusters(points: npt.ArrayLike, eps: float = 0.5, min_samples: int = 2) -> npt.NDArray[np.int64]:
@@ -293,3 +326,28 @@ def _check(
             f"{len(bad)} of {rows} trajectory embeddings are not finite: {named}.",
             "One such embedding would make every reward of its task meaningless.",
         )
+
+
+def _check_references(
+    references: npt.ArrayLike | None, reference_task: npt.ArrayLike | None, width: int, key: npt.NDArray[Any]
+) -> tuple[FloatArray, npt.NDArray[Any]]:
+    if (references is None) != (reference_task is None):
+        raise VlacoachError("References and the tasks they belong to go together.", "Give both, or neither.")
+    if references is None or not len(np.asarray(references)):
+        return np.empty((0, width)), np.empty(0, dtype=key.dtype)
+    points, tasks = np.asarray(references, dtype=np.float64), np.asarray(reference_task)
+    if points.ndim != 2 or points.shape[1] != width or tasks.shape != (len(points),):
+        raise VlacoachError(
+            f"Expected references (R, {width}) and their tasks (R,), got {points.shape} and {tasks.shape}."
+        )
+    if (tasks.dtype.kind == "U") != (key.dtype.kind == "U"):
+        raise VlacoachError(f"Tasks are named by {key.dtype} in the batch, but by {tasks.dtype} in the references.")
+    bad = np.flatnonzero(~np.isfinite(points).all(axis=1))
+    if len(bad):
+        raise NonFiniteError(f"Reference {bad[0]} (task {tasks[bad[0]]}) is not finite.")
+    zero = np.flatnonzero(~points.any(axis=1))
+    if len(zero):
+        raise VlacoachError(
+            f"Reference {zero[0]} (task {tasks[zero[0]]}) is all zeros.", "It says nothing about its success; drop it."
+        )
+    return points, tasks

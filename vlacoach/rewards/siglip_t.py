@@ -14,15 +14,24 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from vlacoach.errors import CheckpointError, ConfigError, NonFiniteError, VlacoachError
-from vlacoach.rewards.progress import Draw, Looks, centers_without, correlation_of, distances, draw_prefixes
+from vlacoach.errors import CheckpointError, ConfigError, NonFiniteError, UnknownNameError, VlacoachError
+from vlacoach.rewards.progress import (
+    Draw,
+    Looks,
+    Objective,
+    centers_without,
+    correlation_of,
+    distances,
+    draw_prefixes,
+    stage_loss,
+)
 from vlacoach.rewards.scorers import HasFeatures, Scorer, SiglipScorer, finite_embedding, look_features
 from vlacoach.rewards.temporal import Fusion, Pooling, TemporalFusion
 from vlacoach.rewards.trajectory import Trajectory
@@ -46,6 +55,8 @@ def make_siglip_t(
     learning_rate: float = 3e-3,
     weight_decay: float = 1e-2,
     jitter: float = 0.6,
+    objective: Objective = "progress",
+    grid: int = 1,
     rule: Mapping[str, Any] | None = None,
 ) -> Scorer:
     """Build the SigLIP-T scorer, or with ``temporal=False`` its ablation, which is the ``siglip`` scorer.
@@ -63,13 +74,15 @@ def make_siglip_t(
         learning_rate: Of AdamW.
         weight_decay: Of AdamW.
         jitter: Noise added in training, in standard deviations of the features.
+        objective: What the MLP is trained for.
+        grid: Cells a side that patches are averaged in.
         rule: Constants of the self-referential rule.
 
     Raises:
         ConfigError: If neither a policy nor a width is given.
     """
     if not temporal:
-        return SiglipScorer(pooling=pooling, pooling_k=pooling_k, rule=rule)
+        return SiglipScorer(pooling=pooling, pooling_k=pooling_k, grid=grid, rule=rule)
     width = policy.feature_dim if policy is not None else feature_dim
     if width is None:
         raise ConfigError("Scorer 'siglip-t' needs the width of the features.", "Pass policy= or feature_dim=.")
@@ -85,6 +98,8 @@ def make_siglip_t(
         learning_rate=learning_rate,
         weight_decay=weight_decay,
         jitter=jitter,
+        objective=objective,
+        grid=grid,
         rule=rule,
     )
 
@@ -105,7 +120,12 @@ class SiglipTScorer(SiglipScorer):
         learning_rate: Of AdamW.
         weight_decay: Of AdamW.
         jitter: Noise added in training, in standard deviations of the features.
+        objective: What the MLP is trained for; see :func:`vlacoach.rewards.progress.stage_loss`.
+        grid: Cells a side that patches are averaged in; all share one MLP, which needs no more parameters.
         rule: Constants of the self-referential rule.
+
+    Raises:
+        UnknownNameError: If there is no such fusion, pooling, or objective.
     """
 
     name = "siglip-t"
@@ -121,17 +141,22 @@ class SiglipTScorer(SiglipScorer):
         learning_rate: float = 3e-3,
         weight_decay: float = 1e-2,
         jitter: float = 0.6,
+        objective: Objective = "progress",
+        grid: int = 1,
         rule: Mapping[str, Any] | None = None,
     ) -> None:
-        super().__init__(pooling=pooling, pooling_k=pooling_k, rule=rule)
+        super().__init__(pooling=pooling, pooling_k=pooling_k, grid=grid, rule=rule)
+        if objective not in get_args(Objective):
+            raise UnknownNameError("objective", objective, get_args(Objective))
+        self.objective = objective
         self.feature_dim = feature_dim
         self.steps = steps
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
         self.jitter = jitter
         self.fusion = TemporalFusion(feature_dim, fusion, bottleneck, torch.Generator().manual_seed(0))
-        self.feature_mean = torch.zeros(feature_dim)
-        self.feature_std = torch.ones(feature_dim)
+        self.feature_mean = torch.zeros(grid**2 * feature_dim)
+        self.feature_std = torch.ones(grid**2 * feature_dim)
         self._fitted = False
 
     @property
@@ -154,6 +179,16 @@ class SiglipTScorer(SiglipScorer):
         with torch.no_grad():
             embedding = self._embed_looks(looks[None], torch.tensor([len(looks)]))[0]
         return finite_embedding(embedding, trajectory)
+
+    def reference(self, trajectory: Trajectory) -> Tensor:
+        """Keep the looks themselves, (T, D) or (T + 1, D) float32: an embedding would be stale after the next fit."""
+        return self._look_features(trajectory)
+
+    def embed_reference(self, reference: Tensor) -> npt.NDArray[np.float32]:
+        """Embed kept looks with the MLP as it is now; (D,), or (k * D,) with pooling by segments."""
+        looks = (reference - self.feature_mean) / self.feature_std
+        with torch.no_grad():
+            return self._embed_looks(looks[None], torch.tensor([len(looks)]))[0].numpy()
 
     def can_fit(self, trajectories: Sequence[Trajectory]) -> bool:
         """Whether some success has at least two looks (the terminal frame counts)."""
@@ -200,6 +235,10 @@ class SiglipTScorer(SiglipScorer):
             "tasks": float(len(looks.tasks)),
         }
 
+    def parameters(self) -> list[Tensor]:
+        """The temporal MLP's weights."""
+        return list(self.fusion.parameters())
+
     def config(self) -> dict[str, Any]:
         """Options; see :meth:`Scorer.config`."""
         return {
@@ -211,6 +250,7 @@ class SiglipTScorer(SiglipScorer):
             "learning_rate": self.learning_rate,
             "weight_decay": self.weight_decay,
             "jitter": self.jitter,
+            "objective": self.objective,
         }
 
     def tensors(self) -> dict[str, Tensor]:
@@ -236,16 +276,18 @@ class SiglipTScorer(SiglipScorer):
         self._fitted = True
 
     def _embed_looks(self, looks: Tensor, lengths: Tensor) -> Tensor:
-        fused = self.fusion(looks, torch.arange(looks.shape[1]))
+        rows, count, width = looks.shape
+        cells = looks.reshape(rows, count, self.grid**2, self.feature_dim).transpose(1, 2)
+        fused = self.fusion(cells, torch.arange(count)).transpose(1, 2).reshape(rows, count, width)
         return self.pool(fused, lengths)
 
     def _look_features(self, trajectory: Trajectory) -> Tensor:
-        looks = look_features(trajectory)
-        if looks.shape[1] != self.feature_dim:
+        width = trajectory.features.shape[-1]
+        if width != self.feature_dim:
             raise VlacoachError(
-                f"The features of {trajectory} have width {looks.shape[1]}, the scorer expects {self.feature_dim}."
+                f"The features of {trajectory} have width {width}, the scorer expects {self.feature_dim}."
             )
-        return looks
+        return look_features(trajectory, self.grid)
 
     def _collect(self, trajectories: Sequence[Trajectory]) -> Looks:
         taught = {one.task for one in trajectories if _teaches_progress(one)}
@@ -302,7 +344,7 @@ class SiglipTScorer(SiglipScorer):
     ) -> Tensor:
         features = looks.gather(which, stop, length)
         if noise is not None:
-            shift = torch.randn(len(features), 1, self.feature_dim, generator=noise)
+            shift = torch.randn(len(features), 1, features.shape[2], generator=noise)
             features = features + self.jitter * shift
         return self._embed_looks(features, length)
 
@@ -313,9 +355,10 @@ class SiglipTScorer(SiglipScorer):
             complete = self._embed_rows(looks, draw.successes, whole - 1, whole, noise)
             prefix = self._embed_rows(looks, draw.which, draw.stop, draw.length, noise)
             own = draw.which[:, None] == draw.successes[None]
-            distance = distances(prefix, centers_without(complete, own))
+            center = centers_without(complete, own)
+            distance = distances(prefix, center)
             correlation = correlation_of(distance, draw.remaining)
-            loss = 1.0 - correlation
+            loss = stage_loss(self.objective, prefix, center, draw.remaining)
             if len(draw.failures):
                 ended = looks.length[draw.failures]
                 failed = self._embed_rows(looks, draw.failures, ended - 1, ended, noise)

@@ -33,6 +33,8 @@ class Trajectory:
         success: Whether the goal was reached.
         length: Executed actions in all.
         valid: False if the episode broke down (a simulator error); it is then neither scored nor trained on.
+        frames: (T + 1, H, W, 3) uint8 pictures of the first camera: one a look, the terminal frame last. None unless a
+            scorer asks for them (``Scorer.needs_frames``).
     """
 
     task: int
@@ -49,12 +51,15 @@ class Trajectory:
     success: bool
     length: int
     valid: bool = True
+    frames: Tensor | None = None
 
     def __post_init__(self) -> None:
         fields = ("features", "proprio", "tokens", "log_prob", "executed")
         looks = {name: len(getattr(self, name)) for name in fields}
         if len(set(looks.values())) != 1:
             raise VlacoachError(f"{self}: columns differ in the number of looks: {looks}.")
+        if self.frames is not None and len(self.frames) != len(self.features) + 1:
+            raise VlacoachError(f"{self}: {len(self.frames)} frames do not fit {len(self.features)} looks and the end.")
         executed = int(self.executed.sum())
         if executed != self.length:
             raise VlacoachError(f"{self}: length is {self.length}, but {executed} actions were executed.")

@@ -110,9 +110,17 @@ class RewardConfig(Section):
     """Looks that last-k pooling averages."""
     segments: Positive = 4
     """Pieces that segments pooling cuts a trajectory into."""
+    grid: Positive = 1
+    """Cells a side that a picture's patches are averaged in; 1 is the mean over all, which does not say where anything
+    is."""
     rule: Literal["srpo", "scaled"] = "srpo"
     """How successes become references: srpo as published; scaled finds clusters at the scale of the successes' own
     distances."""
+    reference: Literal["batch", "bank"] = "batch"
+    """Successes that failures are compared with: batch is the update's own; bank adds those kept from earlier updates,
+    so that a task that failed throughout is graded too."""
+    bank_size: Positive = 32
+    """Latest successes of each task that the bank keeps."""
     refit_every: NonNegative = 10
     """Updates between two fits of the temporal head on fresh rollouts; 0 fits it once, at the start."""
     params: dict[str, Any] = {}

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -16,6 +17,9 @@ from vlacoach.envs.simulator import Simulator, UnstableSimulationError
 from vlacoach.envs.suites import get_suite
 from vlacoach.errors import ConfigError, SimulatorError
 from vlacoach.profiles import RenderProfile
+
+_Task = TypeVar("_Task")
+_Made = TypeVar("_Made")
 
 ATTEMPTS = 5
 """Tries at an episode, each with noise of its own, before it is given up."""
@@ -150,7 +154,7 @@ def collect(
     report = progress or (lambda count: None)
     report(len(writers) * episodes - len(jobs))
     failed = []
-    for job, episode in _run(jobs, workers):
+    for job, episode in run_jobs(_collect_episode, jobs, workers):
         if episode is None:
             failed.append(job)
         else:
@@ -165,18 +169,26 @@ def collect(
     return {task: writer.file for task, writer in writers.items()}
 
 
-def _run(jobs: Sequence[_Job], workers: int) -> Iterator[tuple[_Job, ExpertEpisode | None]]:
-    """Yield jobs with their episodes as they are done; few are in flight, so that little memory waits."""
+def run_jobs(work: Callable[[_Task], _Made], jobs: Sequence[_Task], workers: int) -> Iterator[tuple[_Task, _Made]]:
+    """Do jobs in worker processes and yield them with what they made as they are done.
+
+    Few are in flight, so that little memory waits.
+
+    Args:
+        work: A function of a module, which other processes can import.
+        jobs: Its arguments.
+        workers: Processes.
+    """
     if not jobs:
         return
     context = multiprocessing.get_context("spawn")
     waiting = iter(jobs)
-    running: dict[Future[ExpertEpisode | None], _Job] = {}
+    running: dict[Future[_Made], _Task] = {}
     with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=context) as pool:
         try:
             while True:
                 while len(running) < 2 * workers and (job := next(waiting, None)) is not None:
-                    running[pool.submit(_collect_episode, job)] = job
+                    running[pool.submit(work, job)] = job
                 if not running:
                     return
                 done, _ = wait(running, return_when=FIRST_COMPLETED)
