@@ -26,6 +26,7 @@ from vlacoach.agents.training import build_scorer
 from vlacoach.envs.rendering import find_gl_backend, select_gl_backend
 from vlacoach.envs.simulator import Simulator
 from vlacoach.policies import load_policy
+from vlacoach.rewards import make_scorer
 from vlacoach.runs.config import TrainConfig
 
 STEPS = 80
@@ -90,6 +91,40 @@ def training(policy_path: str, episodes: int, tasks: list[int]) -> dict[str, flo
     return {stage: seconds / steps * STEPS for stage, seconds in stages.items()}
 
 
+def scoring(policy_path: str, episodes: int, tasks: list[int]) -> dict[str, dict[str, float]]:
+    """What scoring one rollout costs with each scorer, beside what the rollout cost; all on the same episodes."""
+    config = TrainConfig.model_validate(
+        {"env": {"tasks": tasks, "max_steps": STEPS, "workers": os.cpu_count()}, "grpo": {"prompts": episodes // 8}}
+    )
+    policy = load_policy(policy_path)
+    envs = make_envs(config, policy)
+    try:
+        agent = GRPOAgent(policy, envs, make_scorer("pixels"), config)  # Keeps frames, for V-JEPA.
+        agent.rollout()
+        start = time.perf_counter()
+        trajectories = agent.rollout()
+        rollout = time.perf_counter() - start
+    finally:
+        envs.close()
+    figures = {}
+    for name in ("siglip", "siglip-t", "v-jepa", "success"):
+        scorer = make_scorer(name, policy=policy)
+        start = time.perf_counter()
+        if scorer.can_fit(trajectories):
+            scorer.fit(trajectories)
+        fit = time.perf_counter() - start
+        scorer.rewards(trajectories)
+        encoded = policy.frames_encoded
+        seconds = median_seconds(lambda chosen=scorer: chosen.rewards(trajectories), 5)
+        figures[name] = {
+            "ms_an_episode": 1000 * seconds / len(trajectories),
+            "share_of_rollout": seconds / rollout,
+            "fit_seconds": fit,
+            "frames_through_the_tower": float(policy.frames_encoded - encoded),
+        }
+    return figures
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--policy", default="tiny")
@@ -99,14 +134,21 @@ def main() -> None:
     arguments = parser.parse_args()
     tasks = [int(task) for task in arguments.tasks.split(",")]
     result = {"one_core": parts(arguments.policy), "all_cores": training(arguments.policy, arguments.episodes, tasks)}
+    scorers = scoring(arguments.policy, arguments.episodes, tasks)
     if arguments.json:
-        print(json.dumps(result, indent=2))
+        print(json.dumps({**result, "scoring": scorers}, indent=2))
         return
     for title, figures in result.items():
         print(f"{title.replace('_', ' ')}: seconds for an episode of {STEPS} steps")
         total = sum(value for key, value in figures.items() if key != "total")
         for key, value in figures.items():
             print(f"  {key:<12} {value:7.3f}  {value / total:6.1%}")
+    print("scoring a rollout")
+    for name, cost in scorers.items():
+        print(
+            f"  {name:<12} {cost['ms_an_episode']:7.2f} ms an episode, {cost['share_of_rollout']:.2%} of its rollout; "
+            f"fit {cost['fit_seconds']:.2f} s; frames encoded again: {cost['frames_through_the_tower']:.0f}"
+        )
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from safetensors.numpy import load_file
 from toy_envs import ToyEnvs, toy_config, toy_policy
@@ -16,8 +17,10 @@ from toy_envs import ToyEnvs, toy_config, toy_policy
 from vlacoach.agents import training
 from vlacoach.agents.training import build_scorer, train
 from vlacoach.errors import CheckpointError, ConfigError
-from vlacoach.rewards.scorers import SiglipScorer
+from vlacoach.rewards import registry
+from vlacoach.rewards.scorers import Scorer, SiglipScorer
 from vlacoach.rewards.siglip_t import SiglipTScorer
+from vlacoach.rewards.trajectory import Trajectory
 from vlacoach.runs.config import TrainConfig
 from vlacoach.runs.folder import RunFolder
 from vlacoach.runs.reporting import NullReporter
@@ -355,3 +358,35 @@ def test_the_reward_section_builds_the_scorer():
     assert temporal.feature_dim == policy.feature_dim
     ablation = build_scorer(toy_config(reward={"name": "siglip-t", "temporal": False}).reward, policy)
     assert not isinstance(ablation, SiglipTScorer)
+
+
+@pytest.mark.parametrize("reward", ["siglip-t", "siglip", "v-jepa", "success"])
+def test_each_shipped_reward_trains(reward: str, worlds: list[ToyEnvs], base: Path, tmp_path: Path):
+    watcher = Watcher()
+    result = run(tmp_path, settings(base, updates=4, reward={"name": reward}), watcher)
+    assert result.updates == 4
+    failures = {line["reward"] for line in episodes(result.run) if not line["success"]}
+    assert all(0 <= value <= 0.6 for value in failures)
+    # Failures are graded by how close they came, unless the outcome is all that counts.
+    assert (len(failures) > 5) is (reward != "success")
+    said = [text for text in watcher.messages if text.startswith(f"reward {reward}: AUROC")]
+    assert len(said) == (reward != "success")
+
+
+def test_a_reward_that_tells_nothing_is_warned_of(
+    worlds: list[ToyEnvs], base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    class Noise(Scorer):
+        name = "noise"
+
+        def embed(self, trajectory: Trajectory) -> Any:
+            rng = np.random.default_rng((trajectory.slot, trajectory.init_state))
+            return rng.standard_normal(8).astype(np.float32)
+
+    monkeypatch.setattr(registry, "_registered", {"noise": lambda policy=None: Noise()})
+    watcher = Watcher()
+    result = run(tmp_path, settings(base, updates=4, reward={"name": "noise"}), watcher)
+    (alert,) = RunFolder(result.run).alerts()
+    assert "Reward noise does not tell success from failure" in alert["message"]
+    assert "vlacoach reward bench" in alert["advice"]
+    assert any("does not tell success from failure" in text for text in watcher.messages)
