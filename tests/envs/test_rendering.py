@@ -4,7 +4,8 @@ import mujoco
 import numpy as np
 import pytest
 
-from vlacoach.envs.rendering import find_gl_backend, merge_detail, select_gl_backend
+from vlacoach.envs import rendering
+from vlacoach.envs.rendering import find_gl_backend, geoms_in_view, merge_detail, select_gl_backend
 from vlacoach.envs.simulator import Simulator
 
 CELL = 0.004
@@ -73,3 +74,64 @@ def test_coarse_pictures_look_alike_and_the_world_moves_the_same():
     difference = np.abs(pictures[0] - pictures[1])
     assert 0 < difference.mean() < 1.5
     assert (difference.max(axis=-1) > 8).mean() < 0.04
+
+
+def test_geoms_beyond_the_pyramid_are_out_of_view_unless_a_mirror_shows_them():
+    model = mujoco.MjModel.from_xml_string(
+        """<mujoco><worldbody>
+        <camera name="down" pos="0 0 1" xyaxes="0 -1 0 0.5 0 0.8660254" fovy="60"/>
+        <geom name="mirror" type="box" size=".5 .5 .1" pos="3 0 0.1"/>
+        <geom name="in" type="box" size=".1 .1 .1" pos="2 0 .2"/>
+        <geom name="edge" type="box" size=".1 .1 .1" pos="2 1.3 .2"/>
+        <geom name="left" type="box" size=".1 .1 .1" pos="2 1.5 .2"/>
+        <geom name="turned" type="box" size=".1 .4 .1" pos="2 1.5 .2" euler="0 0 45"/>
+        <geom name="behind" type="box" size=".1 .1 .1" pos="-2 0 .2"/>
+        <geom name="above" type="box" size=".1 .1 .1" pos="7.1 0 1.3"/>
+        <geom name="floor" type="plane" size="1 1 .1" pos="-9 0 0"/>
+        </worldbody></mujoco>"""
+    )
+    data = mujoco.MjData(model)
+    mirror = model.geom("mirror").id
+
+    def shown(mirrors):
+        mujoco.mj_forward(model, data)
+        seen = geoms_in_view(model, data, model.camera("down").id, mirrors)
+        return {model.geom(i).name for i in np.flatnonzero(seen)}
+
+    # The camera looks 30 degrees down and sees 30 to each side: nothing above its own height, and near x = 2 about
+    # 1.2 m to the left.
+    directly = {"mirror", "in", "edge", "turned", "floor"}
+    assert shown([]) == directly
+    # The image of what hangs at 1.3 m is 0.9 m below the floor, and on the way from there to the eye, at 3 m, is the
+    # mirror.
+    assert shown([mirror]) == {*directly, "above"}
+    model.geom("mirror").pos[0] = 4.0
+    assert shown([mirror]) == directly
+    model.geom("mirror").pos[:2] = 3.0, 0.6
+    assert shown([mirror]) == directly
+
+
+@pytest.mark.sim
+@pytest.mark.parametrize("profile", ["reference", "fast"])
+def test_leaving_out_what_is_out_of_view_changes_no_pixel(profile, monkeypatch):
+    select_gl_backend(find_gl_backend())
+    cameras = ("agentview", "robot0_eye_in_hand")
+    simulator = Simulator("libero_goal", cameras=cameras, image_size=96, render_profile=profile)
+    simulator.reset(0, task=8, init_state=0)
+    rng = np.random.default_rng(0)
+    hidden = []
+    for _ in range(3):
+        for action in rng.uniform(-1, 1, (6, 7)):
+            simulator.step(0, action)
+        model, data = simulator.view(0).model, simulator.view(0).data
+        groups = model.geom_group.copy()
+        drawn = simulator.render(0)
+        np.testing.assert_array_equal(model.geom_group, groups)
+        with monkeypatch.context() as patch:
+            patch.setattr(rendering, "geoms_in_view", lambda model, *_: np.ones(model.ngeom, dtype=bool))
+            everything = simulator.render(0)
+        for camera in cameras:
+            np.testing.assert_array_equal(drawn[camera], everything[camera])
+            out = ~geoms_in_view(model, data, model.camera(camera).id, [])
+            hidden.append(model.mesh_facenum[model.geom_dataid[out & (model.geom_type == 7)]].sum())
+    assert min(hidden) > 10_000

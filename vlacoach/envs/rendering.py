@@ -8,6 +8,7 @@ import logging
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import mujoco
@@ -20,6 +21,10 @@ from vlacoach.profiles import RENDER_PROFILES, RenderProfile
 
 _COARSE_CELL = 0.004
 """Meters. A pixel of a 128-pixel agent view covers 7 mm of the table, so what is smaller than this hardly shows."""
+
+_OUT_OF_VIEW = 5
+"""Group of geoms that are not drawn because they are out of view; LIBERO's are in groups 0 and 1."""
+_CORNERS = np.array([[x, y, z] for x in (-1.0, 1.0) for y in (-1.0, 1.0) for z in (-1.0, 1.0)])
 
 GL_HINT = (
     "Install a software renderer: `apt-get install libegl1 libgl1 libosmesa6` on Debian and Ubuntu, "
@@ -159,6 +164,63 @@ def merge_detail(model: mujoco.MjModel, cell: float) -> mujoco.MjModel:
     return drawn
 
 
+def geoms_in_view(model: mujoco.MjModel, data: mujoco.MjData, camera: int, mirrors: Sequence[int]) -> NDArray[np.bool_]:
+    """Which geoms a square picture may show, directly or in a mirror; software GL takes time for the others too.
+
+    A geom is out of view if all corners of its bounding box lie beyond one side of the camera's pyramid, and so do
+    their images in every mirror, seen through the mirror's surface.
+
+    Args:
+        model: The model.
+        data: The state.
+        camera: Index of a camera.
+        mirrors: Indices of reflecting planes and boxes, which MuJoCo lets reflect with their upper side.
+
+    Returns:
+        (ngeom,) bool; True for planes, which are infinite.
+    """
+    center, half = model.geom_aabb[:, :3], model.geom_aabb[:, 3:]
+    corners = center[:, None] + half[:, None] * _CORNERS
+    axes = data.geom_xmat.reshape(-1, 3, 3)
+    corners = data.geom_xpos[:, None] + np.einsum("gij,gcj->gci", axes, corners)
+    origin, turn = data.cam_xpos[camera], data.cam_xmat[camera].reshape(3, 3)
+    reach = float(np.tan(np.deg2rad(model.cam_fovy[camera]) / 2.0))
+    whole = np.array([[-reach, -reach], [reach, reach]])
+    seen = _in_pyramid((corners - origin) @ turn, whole)
+    for mirror in mirrors:
+        normal, size = axes[mirror, :, 2], model.geom_size[mirror]
+        box = model.geom_type[mirror] == mujoco.mjtGeom.mjGEOM_BOX
+        surface = data.geom_xpos[mirror] + (size[2] if box else 0.0) * normal
+        window = whole
+        if box:
+            rim = surface + (_CORNERS[::2] * [size[0], size[1], 0.0]) @ axes[mirror].T
+            window = _window((rim - origin) @ turn, whole)
+        depth = (corners - surface) @ normal
+        seen |= _in_pyramid((corners - 2.0 * depth[..., None] * normal - origin) @ turn, window)
+    return np.asarray(seen | (model.geom_type == mujoco.mjtGeom.mjGEOM_PLANE))
+
+
+def _in_pyramid(corners: NDArray[np.float64], window: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Which boxes, (n, 8, 3) in a camera's frame, may show in a window ((x, y) low, (x, y) high) at depth 1."""
+    # A camera looks along -z.
+    depth = -corners[..., 2:]
+    low, high = window
+    below = (corners[..., :2] < low * depth).all(axis=1).any(axis=-1)
+    above = (corners[..., :2] > high * depth).all(axis=1).any(axis=-1)
+    outside: NDArray[np.bool_] = below | above | (depth[..., 0] < 0).all(axis=1)
+    return ~outside
+
+
+def _window(rim: NDArray[np.float64], whole: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The part of a picture's window in which a surface with these corners, (n, 3) in the camera's frame, may show."""
+    depth = -rim[:, 2:]
+    if (depth <= 0).any():
+        return whole
+    points = rim[:, :2] / depth
+    part: NDArray[np.float64] = np.clip([points.min(axis=0), points.max(axis=0)], whole[0], whole[1])
+    return part
+
+
 class Renderer:
     """Draws cameras of one scene. The GL context is made on first use, in the process that uses it.
 
@@ -200,6 +262,13 @@ class Renderer:
             self._visual.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = False
         self._options = mujoco.MjvOption()
         self._options.geomgroup[0] = 0  # collision shapes
+        self._options.geomgroup[_OUT_OF_VIEW] = 0
+        material = model.geom_matid
+        reflects = (material >= 0) & (model.mat_reflectance[material] > 0) & (model.geom_group != 0)
+        flat = np.isin(model.geom_type, (mujoco.mjtGeom.mjGEOM_PLANE, mujoco.mjtGeom.mjGEOM_BOX))
+        self._mirrors = np.flatnonzero(reflects & flat).tolist() if self._profile == "reference" else []
+        # What throws a shadow may be out of view. LIBERO's lights throw none.
+        self._can_hide = self._profile != "reference" or not model.light_castshadow.any()
         self._camera = mujoco.MjvCamera()
         self._camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
         self._viewport = mujoco.MjrRect(0, 0, self._size, self._size)
@@ -232,15 +301,15 @@ class Renderer:
         Renderer._gl.make_current()
         self._scene.show_burners(data)
         self._camera.fixedcamid = identifier
-        mujoco.mjv_updateScene(
-            self._scene.model,
-            data,
-            self._options,
-            None,
-            self._camera,
-            mujoco.mjtCatBit.mjCAT_ALL,
-            self._visual,
-        )
+        model = self._scene.model
+        groups = model.geom_group.copy()
+        try:
+            if self._can_hide:
+                model.geom_group[~geoms_in_view(model, data, identifier, self._mirrors)] = _OUT_OF_VIEW
+            everything = mujoco.mjtCatBit.mjCAT_ALL
+            mujoco.mjv_updateScene(model, data, self._options, None, self._camera, everything, self._visual)
+        finally:
+            model.geom_group[:] = groups
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
         mujoco.mjr_render(self._viewport, self._visual, self._context)
         picture = np.empty((self._size, self._size, 3), dtype=np.uint8)
