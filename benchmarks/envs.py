@@ -109,7 +109,7 @@ def motion(arguments: argparse.Namespace) -> Iterator[Row]:
 
 
 def experts(arguments: argparse.Namespace) -> Iterator[Row]:
-    """Episodes of the scripted experts, replayed in LIBERO."""
+    """Episodes of the scripted experts, replayed in LIBERO; and LIBERO against itself where the two disagree."""
     for suite in ("libero_goal", "libero_spatial", "libero_object"):
         same = played = 0
         slips = []
@@ -118,22 +118,37 @@ def experts(arguments: argparse.Namespace) -> Iterator[Row]:
             with libero(simulator.suite.task(task)) as env:
                 for state in np.linspace(0, 49, arguments.episodes).round().astype(int):
                     episode = run_expert(simulator, 0, task, int(state))
-                    start_episode(env, simulator.suite.initial_states(task)[state])
-                    for _ in range(10):
-                        env.env.step(IDLE)
-                    at = None
-                    for number, action in enumerate(episode.actions, start=1):
-                        env.env.step(action)
-                        if env.env._check_success():
-                            at = number
-                            break
+                    start = simulator.suite.initial_states(task)[state]
+                    at = _replay(env, start, episode.actions)
                     agrees = (at is not None) == episode.success and (at is None or abs(at - episode.length) <= 1)
                     same, played = same + agrees, played + 1
-                    if not agrees:
-                        slips.append(f"{suite} {task} state {state}: {episode.success} {episode.length}, LIBERO {at}")
+                    if agrees:
+                        continue
+                    nudged = []
+                    for joint in range(7):
+                        # The last entries are velocities; the arm's come first among them.
+                        other = start.copy()
+                        other[1 + simulator.view(0).model.nq + joint] += 1e-12
+                        nudged.append(_replay(env, other, episode.actions))
+                    slips.append(
+                        f"{suite} {task} state {state}: step {episode.length}, LIBERO {at}, LIBERO with one joint's "
+                        f"speed off by 1e-12 rad/s: {nudged}"
+                    )
         yield f"expert episodes alike (success, step +-1), {suite}", f"{same}/{played}", "all", same == played
         for slip in slips:
             yield f"  {slip}", "", "", None
+
+
+def _replay(env: Any, state: np.ndarray, actions: np.ndarray) -> int | None:
+    """The step at which LIBERO reports success, or None."""
+    start_episode(env, state)
+    for _ in range(10):
+        env.env.step(IDLE)
+    for number, action in enumerate(actions, start=1):
+        env.env.step(action)
+        if env.env._check_success():
+            return number
+    return None
 
 
 def goals(arguments: argparse.Namespace) -> Iterator[Row]:

@@ -3,6 +3,7 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from vlacoach.envs.controller import osc_torque, rotation_matrix
+from vlacoach.envs.libero_package import quiet
 
 ARM = np.array([1, 2, 4, 5, 6, 8, 9])
 """Where the arm's joints are among eleven."""
@@ -70,4 +71,13 @@ def test_a_state_that_is_not_a_number_is_reported():
 @pytest.mark.parametrize("angle", [0.0, 1e-9, 0.5, 3.0])
 def test_rotation_matrices(angle):
     vector = angle * np.array([0.6, 0.0, -0.8])
-    np.testing.assert_allclose(rotation_matrix(vector), Rotation.from_rotvec(vector).as_matrix(), atol=1e-14)
+    # Single precision, as robosuite has it.
+    np.testing.assert_allclose(rotation_matrix(vector), Rotation.from_rotvec(vector).as_matrix(), atol=5e-7)
+
+
+@pytest.mark.sim
+def test_rotation_matrices_are_robosuites_to_the_last_bit():
+    with quiet():
+        from robosuite.utils.transform_utils import axisangle2quat, quat2mat
+    for vector in np.random.default_rng(0).normal(size=(50, 3)):
+        np.testing.assert_array_equal(rotation_matrix(vector), quat2mat(axisangle2quat(vector)))
