@@ -90,9 +90,14 @@ def free_space(rng: np.random.Generator, count: int) -> np.ndarray:
 
 def motion(arguments: argparse.Namespace) -> Iterator[Row]:
     """Random actions in free space, joint for joint."""
+    for exact in (False, True):
+        yield from _motion(exact)
+
+
+def _motion(exact: bool) -> Iterator[Row]:
     worst: dict[int, float] = dict.fromkeys((50, 100, 200), 0.0)
     for suite, task in (("libero_goal", 8), ("libero_object", 2), ("libero_spatial", 3)):
-        simulator = Simulator(suite)
+        simulator = Simulator(suite, exact=exact)
         with libero(simulator.suite.task(task)) as env:
             for state in range(2):
                 simulator.reset(0, task, state, settle_steps=0)
@@ -105,38 +110,45 @@ def motion(arguments: argparse.Namespace) -> Iterator[Row]:
                         worst[number] = max(worst[number], float(off))
     for number, off in worst.items():
         target = "<= 1e-6" if number == 50 else ""
-        yield f"largest qpos difference, {number} random actions", f"{off:.1e}", target, off <= 1e-6 if target else None
+        what = f"largest qpos difference, {number} random actions{', exact' * exact}"
+        yield what, f"{off:.1e}", target, off <= 1e-6 if target else None
 
 
 def experts(arguments: argparse.Namespace) -> Iterator[Row]:
     """Episodes of the scripted experts, replayed in LIBERO; and LIBERO against itself where the two disagree."""
     for suite in ("libero_goal", "libero_spatial", "libero_object"):
-        same = played = 0
-        slips = []
-        for task in get_experts(suite):
-            simulator = Simulator(suite)
-            with libero(simulator.suite.task(task)) as env:
-                for state in np.linspace(0, 49, arguments.episodes).round().astype(int):
-                    episode = run_expert(simulator, 0, task, int(state))
-                    start = simulator.suite.initial_states(task)[state]
-                    at = _replay(env, start, episode.actions)
-                    agrees = (at is not None) == episode.success and (at is None or abs(at - episode.length) <= 1)
-                    same, played = same + agrees, played + 1
-                    if agrees:
-                        continue
-                    nudged = []
-                    for joint in range(7):
-                        # The last entries are velocities; the arm's come first among them.
-                        other = start.copy()
-                        other[1 + simulator.view(0).model.nq + joint] += 1e-12
-                        nudged.append(_replay(env, other, episode.actions))
-                    slips.append(
-                        f"{suite} {task} state {state}: step {episode.length}, LIBERO {at}, LIBERO with one joint's "
-                        f"speed off by 1e-12 rad/s: {nudged}"
-                    )
-        yield f"expert episodes alike (success, step +-1), {suite}", f"{same}/{played}", "all", same == played
-        for slip in slips:
-            yield f"  {slip}", "", "", None
+        for exact in (False, True):
+            yield from _experts(suite, exact, arguments.episodes)
+
+
+def _experts(suite: str, exact: bool, episodes: int) -> Iterator[Row]:
+    same = played = 0
+    slips = []
+    for task in get_experts(suite):
+        simulator = Simulator(suite, exact=exact)
+        with libero(simulator.suite.task(task)) as env:
+            for state in np.linspace(0, 49, episodes).round().astype(int):
+                episode = run_expert(simulator, 0, task, int(state))
+                start = simulator.suite.initial_states(task)[state]
+                at = _replay(env, start, episode.actions)
+                agrees = (at is not None) == episode.success and (at is None or abs(at - episode.length) <= 1)
+                same, played = same + agrees, played + 1
+                if agrees:
+                    continue
+                nudged = []
+                for joint in range(7):
+                    # The last entries are velocities; the arm's come first among them.
+                    other = start.copy()
+                    other[1 + simulator.view(0).model.nq + joint] += 1e-12
+                    nudged.append(_replay(env, other, episode.actions))
+                slips.append(
+                    f"{suite} {task} state {state}: step {episode.length}, LIBERO {at}, LIBERO with one joint's "
+                    f"speed off by 1e-12 rad/s: {nudged}"
+                )
+    what = f"expert episodes alike (success, step +-1), {suite}{', exact' * exact}"
+    yield what, f"{same}/{played}", "all", same == played
+    for slip in slips:
+        yield f"  {slip}", "", "", None
 
 
 def _replay(env: Any, state: np.ndarray, actions: np.ndarray) -> int | None:

@@ -49,11 +49,14 @@ def test_moves_and_looks_as_libero_does(reference, simulator):
     rng = np.random.default_rng(0)
     free = rng.uniform(-1, 1, (30, 7)) * [1, 1, 0.3, 1, 1, 1, 1] + [0, 0, 0.3, 0, 0, 0, 0]
     actions = [IDLE] * 5 + list(free)
+    exact = Simulator("libero_goal", exact=True)
+    exact.reset(0, task=8, init_state=3, settle_steps=0)
     for action in actions:
         observation, _, done, _ = reference.step(action)
-        assert simulator.step(0, action) == done
+        assert simulator.step(0, action) == exact.step(0, action) == done
     qpos = reference.env.sim.data.qpos
     np.testing.assert_allclose(simulator.view(0).data.qpos, qpos, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(exact.view(0).data.qpos, qpos, rtol=0, atol=1e-9)
     # LIBERO samples its observations one physics step earlier or later, which moves the hand by less than 2 mm.
     np.testing.assert_allclose(simulator.proprioception(0)[:3], observation["robot0_eef_pos"], atol=2e-3)
 

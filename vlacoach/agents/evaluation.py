@@ -178,6 +178,7 @@ def make_envs(config: TrainConfig, policy: VLAPolicy) -> LiberoVectorEnv:
         render_profile=policy.config.render_profile if env.render_profile == "policy" else env.render_profile,
         max_steps=env.max_steps,
         settle_steps=env.settle_steps,
+        exact=env.exact,
     )
 
 

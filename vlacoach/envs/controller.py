@@ -205,8 +205,12 @@ for _library in Path(mujoco.__file__).parent.glob("libmujoco*"):
 _pointer = types.intp
 _step1 = types.ExternalFunction("mj_step1", types.void(_pointer, _pointer))
 _step2 = types.ExternalFunction("mj_step2", types.void(_pointer, _pointer))
+_solve_again = types.ExternalFunction("mj_forwardSkip", types.void(_pointer, _pointer, types.int32, types.int32))
 _full_mass = types.ExternalFunction("mj_fullM", types.void(_pointer, _pointer, _pointer))
 _site_jacobian = types.ExternalFunction("mj_jacSite", types.void(_pointer, _pointer, _pointer, _pointer, types.int32))
+
+
+_AFTER_VELOCITY = int(mujoco.mjtStage.mjSTAGE_VEL)
 
 
 @njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
@@ -242,6 +246,7 @@ def control_step(
     goal_rotation: Any,
     gripper: Any,
     at_home: bool,
+    exact: bool,
 ) -> bool:
     """25 physics steps under one command, without Python between them and without holding the interpreter's lock.
 
@@ -280,6 +285,8 @@ def control_step(
         goal_rotation: (3, 3).
         gripper: (2,) the fingers' commands, -1 to 1.
         at_home: Whether the world has just been reset.
+        exact: First solve for the accelerations under the previous control, as robosuite does: the solver then starts
+            from there.
 
     Returns:
         False if the arm is singular; see :func:`osc_torque`.
@@ -287,6 +294,8 @@ def control_step(
     for step in range(PHYSICS_STEPS):
         # mj_step1, control, mj_step2 is mj_step with the control computed on the state it will act on.
         _step1(model, data)
+        if exact:
+            _solve_again(model, data, _AFTER_VELOCITY, 1)
         first = at_home and step == 0
         position, rotation = (home_position, home_rotation) if first else (site_position, site_rotation)
         if step == 0:

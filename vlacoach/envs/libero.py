@@ -40,6 +40,7 @@ class LiberoEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
         max_steps: Step limit; None for the suite's.
         settle_steps: Steps of doing nothing after a reset.
         render_mode: ``"rgb_array"`` or None.
+        exact: Solve for contacts as LIBERO does; see :class:`~vlacoach.envs.simulator.Simulator`.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 20}  # noqa: RUF012 - Gymnasium's own convention
@@ -55,6 +56,7 @@ class LiberoEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
         max_steps: int | None = None,
         settle_steps: int = SETTLE_STEPS,
         render_mode: str | None = None,
+        exact: bool = False,
     ) -> None:
         if render_mode not in (None, *self.metadata["render_modes"]):
             raise UnknownNameError("render mode", render_mode, self.metadata["render_modes"])
@@ -66,7 +68,7 @@ class LiberoEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
         self.observation_space = observation_space(cameras, image_size, len(self.suite.tasks))
         self.action_space = action_space(chunk_size)  # type: ignore[assignment]
         # Scenes and the GL context are made at the first reset, in the process that uses them.
-        simulator = Simulator(self.suite, 1, cameras, image_size, render_profile)
+        simulator = Simulator(self.suite, 1, cameras, image_size, render_profile, exact=exact)
         self._runner = EpisodeRunner(simulator, max_steps or self.suite.max_steps, settle_steps)
         self._instruction = ""
         self._task = 0

@@ -20,11 +20,13 @@ class Arm:
     Attributes:
         scene: The compiled scene.
         data: The world's state.
+        exact: Solve for contacts twice a physics step, as LIBERO does.
         at_home: The controller has not looked at the state since the reset.
     """
 
     scene: Scene
     data: mujoco.MjData
+    exact: bool = False
     at_home: bool = True
 
     def __post_init__(self) -> None:
@@ -71,6 +73,6 @@ class Arm:
         Returns:
             False if the controller met a singular arm and stopped; the world's state means nothing then.
         """
-        solved = bool(control_step(command, *self._arrays, self.at_home))
+        solved = bool(control_step(command, *self._arrays, self.at_home, self.exact))
         self.at_home = False
         return solved

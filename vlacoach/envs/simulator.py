@@ -113,6 +113,8 @@ class Simulator:
         image_size: Height and width of pictures in pixels.
         render_profile: One of ``RENDER_PROFILES``.
         seed: Seed of the fixtures' placement, which LIBERO's initial states do not hold; its evaluations use 0.
+        exact: Solve for contacts twice a physics step, as LIBERO does. Objects then move as there to 3e-11 m, not
+            7e-7, at about two thirds of the speed.
 
     Raises:
         UnknownNameError: The suite does not exist.
@@ -126,6 +128,7 @@ class Simulator:
         image_size: int = 128,
         render_profile: RenderProfile = "fast",
         seed: int = 0,
+        exact: bool = False,
     ) -> None:
         self.suite = get_suite(suite) if isinstance(suite, str) else suite
         if mujoco.get_mju_user_warning() is None:
@@ -134,6 +137,7 @@ class Simulator:
         self.cameras = tuple(cameras)
         self.image_size = image_size
         self._profile: RenderProfile = render_profile
+        self._exact = exact
         self._seed = seed
         self._scenes: dict[str, Scene] = {}
         self._keys: dict[int, str] = {}
@@ -198,7 +202,7 @@ class Simulator:
             data=data,
             task=chosen,
             goal=compile_goal(scene.goals[chosen.name]),
-            arm=Arm(scene, data),
+            arm=Arm(scene, data, self._exact),
         )
         idle = np.array([0.0] * 6 + [-1.0])
         for _ in range(settle_steps):

@@ -48,6 +48,7 @@ class LiberoVectorEnv(gymnasium.vector.VectorEnv[dict[str, Any], NDArray[np.floa
         max_episode_steps: Gymnasium's name for ``max_steps``, which wins over it.
         worker_timeout: Seconds without an answer after which a worker counts as hanging. Compiling a scene for the
             first time is part of an answer.
+        exact: Solve for contacts as LIBERO does; see :class:`~vlacoach.envs.simulator.Simulator`.
         threads: Threads of each worker that step its worlds; None shares the cores out among the workers. Fewer workers
             with more threads take less memory, but draw on fewer cores: each worker's pictures are drawn by one.
     """
@@ -75,6 +76,7 @@ class LiberoVectorEnv(gymnasium.vector.VectorEnv[dict[str, Any], NDArray[np.floa
         render_mode: str | None = None,
         worker_timeout: float = 300.0,
         threads: int | None = None,
+        exact: bool = False,
     ) -> None:
         if num_envs < 1:
             raise ConfigError(f"num_envs is {num_envs}.", "Use at least one environment.")
@@ -109,7 +111,7 @@ class LiberoVectorEnv(gymnasium.vector.VectorEnv[dict[str, Any], NDArray[np.floa
         settings = [
             WorkerSettings(
                 suite, len(share), self._cameras, image_size, render_profile, self.max_steps, settle_steps, backend,
-                int(share[0]), num_envs, threads,
+                int(share[0]), num_envs, threads, exact,
             )
             for share in shares
         ]  # fmt: skip

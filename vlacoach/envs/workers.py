@@ -70,6 +70,7 @@ class WorkerSettings:
         first_world: Number of its first world.
         num_envs: Worlds of all processes.
         threads: Threads that step the worlds of this process.
+        exact: Solve for contacts as LIBERO does; see :class:`Simulator`.
     """
 
     suite: str
@@ -83,6 +84,7 @@ class WorkerSettings:
     first_world: int
     num_envs: int
     threads: int = 1
+    exact: bool = False
 
 
 Answer: TypeAlias = "tuple[int, NDArray[np.float32], Outcome | None]"
@@ -105,7 +107,12 @@ class Server:
 
     def __init__(self, settings: WorkerSettings, buffer: Any) -> None:
         simulator = Simulator(
-            settings.suite, settings.num_worlds, settings.cameras, settings.image_size, settings.render_profile
+            settings.suite,
+            settings.num_worlds,
+            settings.cameras,
+            settings.image_size,
+            settings.render_profile,
+            exact=settings.exact,
         )
         self.runner = EpisodeRunner(simulator, settings.max_steps, settings.settle_steps)
         self._first = settings.first_world

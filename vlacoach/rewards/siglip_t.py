@@ -8,6 +8,8 @@ whose progress is unknown, should only lie beyond the complete successes: the se
 loss. Holds of random length keep the number of looks from telling prefixes apart. In training, each
 trajectory is also shifted as a whole by noise, as another initial state would shift it: without that, the MLP
 learns the scenes of its batch by heart and ranks the failures of the next one worse.
+
+Other first terms can be chosen (``objective``); docs/rewards.md compares them.
 """
 
 from __future__ import annotations
