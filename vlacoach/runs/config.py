@@ -67,7 +67,7 @@ class EnvConfig(Section):
     cameras: Annotated[tuple[str, ...], Field(min_length=1)] = ("agentview",)
     """Cameras whose pictures the policy sees."""
     exact: bool = False
-    """Solve for contacts twice a physics step, as LIBERO does: closer to its numbers; a step takes 20 to 33 % longer."""
+    """Solve for contacts twice a physics step, as LIBERO does: closer to its numbers, but 20 to 33 % slower."""
     settle_steps: NonNegative = 10
     """Idle control steps after a reset, until dropped objects lie still."""
 
