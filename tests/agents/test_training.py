@@ -18,7 +18,8 @@ from vlacoach.agents import training
 from vlacoach.agents.training import build_scorer, train
 from vlacoach.errors import CheckpointError, ConfigError
 from vlacoach.rewards import registry
-from vlacoach.rewards.scorers import Scorer, SiglipScorer
+from vlacoach.rewards.scorers import Scorer
+from vlacoach.rewards.siglip import SiglipScorer
 from vlacoach.rewards.siglip_t import SiglipTScorer
 from vlacoach.rewards.trajectory import Trajectory
 from vlacoach.runs.config import TrainConfig

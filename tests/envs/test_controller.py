@@ -1,9 +1,14 @@
+import subprocess
+import sys
+
+import mujoco
 import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
 from vlacoach.envs.controller import osc_torque, rotation_matrix
 from vlacoach.envs.libero_package import quiet
+from vlacoach.errors import ExitCode
 
 ARM = np.array([1, 2, 4, 5, 6, 8, 9])
 """Where the arm's joints are among eleven."""
@@ -81,3 +86,23 @@ def test_rotation_matrices_are_robosuites_to_the_last_bit():
         from robosuite.utils.transform_utils import axisangle2quat, quat2mat
     for vector in np.random.default_rng(0).normal(size=(50, 3)):
         np.testing.assert_array_equal(rotation_matrix(vector), quat2mat(axisangle2quat(vector)))
+
+
+def test_a_fatal_error_in_compiled_code_ends_the_process_with_a_word_and_no_prompt(tmp_path):
+    code = (
+        "import ctypes, pathlib, mujoco, vlacoach.envs.physics\n"
+        "(file,) = pathlib.Path(mujoco.__file__).parent.glob('libmujoco*')\n"
+        "ctypes.CDLL(str(file)).mju_error(b'out of memory')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, stdin=subprocess.PIPE, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == ExitCode.SIMULATOR
+    assert "MuJoCo cannot go on: out of memory" in done.stderr
+    assert not done.stdout
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_bindings_still_raise():
+    with pytest.raises(mujoco.FatalError):
+        mujoco.mj_saveModel(mujoco.MjModel.from_xml_string("<mujoco/>"), None, np.empty(1, dtype=np.uint8))

@@ -11,15 +11,15 @@ from vlacoach.errors import NonFiniteError, VlacoachError
 from vlacoach.rewards import Scorer, SiglipScorer, make_scorer
 from vlacoach.rewards.bench import (
     LabEpisode,
-    ScorerCheck,
     assess,
     auroc_within,
     closeness,
     progress_curve,
     standardized_within,
-    view,
 )
+from vlacoach.rewards.check import ScorerCheck
 from vlacoach.rewards.metrics import auroc, subsample
+from vlacoach.rewards.views import view
 
 DIM = 8
 
@@ -54,8 +54,22 @@ def test_closeness_leaves_a_success_out_of_its_own_reference():
     found = closeness(points, [True, True, False, True], [0, 0, 0, 1])
     np.testing.assert_allclose(found[:3], [-2.0, -2.0, -4.0])
     assert np.isnan(found[3])
+    # A failure is held against the same references as the successes: at 0 and at 2.
+    np.testing.assert_allclose(closeness([[0.0], [2.0], [1.5]], [True, True, False], [0, 0, 0])[2], -1.0)
+    assert closeness([[1.0], [4.0]], [True, False], [0, 0])[1] == -3.0
     with pytest.raises(NonFiniteError, match="Embedding 1"):
         closeness([[0.0], [np.nan]], [True, False], [0, 0])
+
+
+@pytest.mark.parametrize("successes", [2, 4, 16])
+def test_successes_and_failures_that_do_not_differ_are_at_chance_however_few_there_are(successes):
+    rng = np.random.default_rng(successes)
+    areas = []
+    for _ in range(40):
+        points = rng.standard_normal((successes + 12, 192))
+        won = np.arange(successes + 12) < successes
+        areas.append(auroc(closeness(points, won, np.zeros(len(won))), won))
+    assert np.mean(areas) == pytest.approx(0.5, abs=0.12)
 
 
 def test_auroc_within_counts_pairs_of_the_same_task_only():
@@ -175,7 +189,7 @@ def test_halves_scatter_like_the_mean_itself():
     error = values.std(ddof=1) / np.sqrt(400)
     assert found.value == pytest.approx(values.mean())
     assert found.high - found.low == pytest.approx(2 * 1.96 * error, rel=0.1)
-    with pytest.raises(VlacoachError, match="undefined on most halves"):
+    with pytest.raises(VlacoachError, match="undefined on most resamples"):
         subsample(lambda rows: 0.0 if len(rows) == 4 else _undefined(), 4, np.random.default_rng(0))
 
 

@@ -12,14 +12,9 @@ from transformers import VJEPA2Config, VJEPA2Model
 from vlacoach.errors import CheckpointError, ConfigError, NonFiniteError
 from vlacoach.rewards import make_scorer
 from vlacoach.rewards.v_jepa import IMAGE_MEAN, IMAGE_STD, load_v_jepa
+from vlacoach.rewards.v_jepa_data import LONG_RANGE, SHORT_RANGE, Blocks, Mask, block_masks, draw_clip
 from vlacoach.rewards.v_jepa_training import (
-    LONG_RANGE,
-    SHORT_RANGE,
-    Blocks,
-    Mask,
-    block_masks,
     context_tokens,
-    draw_clip,
     ema_update,
     jepa_loss,
     predict_tokens,

@@ -7,13 +7,16 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageSequence, UnidentifiedImageError
+from PIL import Image, ImageSequence
 
+from vlacoach.agents.video import FRAMES_PER_SECOND
 from vlacoach.data.hdf5 import DemonstrationReader
 from vlacoach.data.rollouts import RecordedEpisode, RolloutsError, read_rollouts
 from vlacoach.errors import ConfigError
 
 _VIDEOS = (".gif", ".mp4")
+_HELD = 1.0
+"""Mean difference, in levels, below which a picture counts as the one before it."""
 
 
 def read_episodes(names: Sequence[str], task: int | None, chunk_size: int) -> dict[str, RecordedEpisode]:
@@ -38,7 +41,8 @@ def read_episodes(names: Sequence[str], task: int | None, chunk_size: int) -> di
         path, _, which = name.partition(".hdf5:") if ".hdf5:" in name else (name, "", "")
         file = Path(f"{path}.hdf5") if which else Path(name)
         if file.suffix in _VIDEOS:
-            found[name] = _recorded(_video(file), _needed(task, name), "video")
+            known = _needed(task, name)
+            found[name] = _recorded(_video(file), known, "video")
         elif which.startswith("demo_"):
             found[name] = _demonstration(file, which, _needed(task, name), chunk_size)
         elif file.suffix == ".hdf5":
@@ -86,10 +90,15 @@ def _video(file: Path) -> NDArray[np.uint8]:
         raise RolloutsError(f"There is no video {file}.")
     try:
         frames = _gif(file) if file.suffix == ".gif" else _mp4(file)
-    except (OSError, UnidentifiedImageError) as error:
+    except (OSError, ValueError, EOFError, IndexError) as error:  # PyAV's errors are among them.
         raise RolloutsError(f"The video {file} cannot be read: {error}.") from error
-    while len(frames) > 1 and np.array_equal(frames[-1], frames[-2]):
-        frames.pop()
+    if not frames or frames[0].shape[0] != frames[0].shape[1]:
+        shape = frames[0].shape[:2] if frames else "no frames"
+        raise ConfigError(f"{file} is no video of one episode: {shape}.", "Its pictures should be square.")
+    # A writer holds the last picture for a second, and compression may change it a little.
+    for _ in range(FRAMES_PER_SECOND):
+        if len(frames) > 1 and np.abs(frames[-1].astype(np.int16) - frames[-2]).mean() < _HELD:
+            frames.pop()
     return np.ascontiguousarray(np.stack(frames)[:, :, ::-1])
 
 

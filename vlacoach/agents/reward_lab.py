@@ -5,7 +5,7 @@ Scorers that learn are fitted on one half of the initial states and measured on 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -26,6 +26,7 @@ from vlacoach.rewards.bench import POLICY, LabEpisode, ScorerReport, assess, clo
 from vlacoach.rewards.registry import make_scorer
 from vlacoach.rewards.scorers import Scorer
 from vlacoach.rewards.self_referential import self_referential_details
+from vlacoach.rewards.siglip import SiglipScorer, cell_means
 from vlacoach.rewards.siglip_t import SiglipTScorer
 from vlacoach.rewards.trajectory import Trajectory
 from vlacoach.runs.indices import parse_indices
@@ -82,7 +83,10 @@ class ScorerSpec:
                     f"Option {part!r} of scorer {name!r} has no value.",
                     "Write name:option=value, for example siglip-t:fusion=add.",
                 )
-            options[key.strip()] = yaml.safe_load(value)
+            try:
+                options[key.strip()] = yaml.safe_load(value)
+            except yaml.YAMLError as error:
+                raise ConfigError(f"The value {value!r} of option {key!r} of scorer {name!r} is no YAML.") from error
         return cls(text, name.strip(), options, bool(options.pop("untrained", False)))
 
 
@@ -220,7 +224,7 @@ def as_trajectory(policy: VLAPolicy, episode: RecordedEpisode, slot: int = 0) ->
 def bench(
     policy: VLAPolicy,
     recorded: Sequence[RecordedEpisode],
-    specs: Sequence[ScorerSpec],
+    scorers: Sequence[tuple[ScorerSpec, Scorer]],
     *,
     seed: int = 0,
     resamples: int = 1000,
@@ -231,19 +235,19 @@ def bench(
     Args:
         policy: Gives the features.
         recorded: The rollouts; scorers are fitted on even initial states and measured on odd ones.
-        specs: The scorers.
+        scorers: The scorers, with what the command line called them; see :func:`build`.
         seed: Everything random comes from it.
         resamples: Of the bootstrap.
         reporter: Shows progress.
 
     Raises:
-        UnknownNameError: There is no such scorer, or option of one.
+        ConfigError: The rollouts are of several suites.
         VlacoachError: One half of the rollouts has no task with two successes.
     """
     reporter = reporter or NullReporter()
-    scorers = [build(spec, policy) for spec in specs]
+    check_suites(recorded)
     with one_thread():  # Small matrices: more threads only wait for each other, and a cost is that of one core.
-        return _measure(policy, recorded, list(zip(specs, scorers, strict=True)), seed, resamples, reporter)
+        return _measure(policy, recorded, scorers, seed, resamples, reporter)
 
 
 def _measure(
@@ -280,12 +284,33 @@ def build(spec: ScorerSpec, policy: VLAPolicy) -> Scorer:
 
     Raises:
         UnknownNameError: There is no such scorer or option.
-        ConfigError: Only siglip-t can be left untrained.
+        ConfigError: An option has a value that does not fit, the scorer embeds nothing, or it cannot be left untrained.
     """
     options = {**spec.options, "steps": 0} if spec.untrained else dict(spec.options)
     if spec.untrained and spec.name != "siglip-t":
         raise ConfigError(f"Scorer {spec.name!r} cannot be left untrained.", "Only siglip-t has an MLP to train.")
-    return make_scorer(spec.name, policy=policy, **options)
+    try:
+        scorer = make_scorer(spec.name, policy=policy, **options)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"An option of scorer {spec.text!r} has a value that does not fit: {error}.") from error
+    if not scorer.compares:
+        raise ConfigError(f"Scorer {spec.name!r} embeds nothing that could be measured.", "Its reward is the outcome.")
+    if isinstance(scorer, SiglipScorer):
+        cell_means(torch.zeros(1, policy.num_patches, 1), scorer.grid)
+    return scorer
+
+
+def check_suites(episodes: Iterable[RecordedEpisode]) -> None:
+    """Refuse episodes of several suites, whose tasks have the same numbers; videos do not say theirs.
+
+    Raises:
+        ConfigError: There are several.
+    """
+    suites = sorted({episode.suite for episode in episodes} - {""})
+    if len(suites) > 1:
+        raise ConfigError(
+            f"The episodes are of several suites: {', '.join(suites)}.", "Compare episodes of one suite only."
+        )
 
 
 def fit(scorer: Scorer, trajectories: Sequence[Trajectory], untrained: bool, seed: int) -> dict[str, float]:
@@ -350,20 +375,19 @@ def score_episodes(
                     f"The reference rollouts have {won.sum()} successes and {(~won).sum()} failures of task {task}.",
                     "Two successes and one failure are needed; see: vlacoach reward bench --save FILE",
                 )
-            embedded[task] = np.stack([scorer.embed(one) for one in rows]), won
+            embedded[task] = scorer.embed_all(rows), won
         points, won = embedded[task]
-        every = np.concatenate([points, scorer.embed(episode)[None]])
+        every = np.concatenate([points, scorer.embed_all([episode])])
         outcome = np.append(won, False)
         details = self_referential_details(every, outcome, np.zeros(len(every)), **asdict(scorer.rule))
-        others = -closeness(points, won, np.zeros(len(points)))
-        own = float(np.linalg.norm(every[-1] - points[won].mean(axis=0)))
+        near = closeness(every, outcome, np.zeros(len(every)))
         scores.append(
             EpisodeScore(
                 episode=name,
                 task=task,
                 distance=float(details.distance[-1]),
                 closer_than=float((details.distance[:-1][~won] > details.distance[-1]).mean()),
-                closer_than_successes=float((others[won] > own).mean()),
+                closer_than_successes=float((near[:-1][won] < near[-1]).mean()),
                 reward=float(details.score[-1]),
             )
         )

@@ -12,7 +12,7 @@ from vlacoach.agents.grpo import GRPOAgent
 from vlacoach.agents.video import VideoRecorder, side_by_side, write_video
 from vlacoach.errors import ConfigError
 from vlacoach.rewards import make_scorer
-from vlacoach.rewards.bench import ScorerCheck
+from vlacoach.rewards.check import ScorerCheck
 from vlacoach.runs import constants as names
 from vlacoach.runs.files import replace_text
 from vlacoach.runs.report import write_learning_curve
@@ -105,6 +105,7 @@ class TrainingRun:
         for problem in problems:
             self.reporter.message(f"Passed over a damaged checkpoint: {problem}", "warning")
         self.agent.load(checkpoint)
+        self.agent.on_rollout = lambda trajectories: None  # Its first batches are long past.
         self._saved = self.agent.update
         self.folder.rewind(self.agent.update)
         clock = self.folder.metrics()

@@ -103,8 +103,7 @@ def bench_command(
     from vlacoach.policies import load_policy
 
     loaded = load_policy(policy)
-    for spec in specs:
-        build(spec, loaded)  # Options are checked before minutes of rollouts are spent.
+    scorers = [(spec, build(spec, loaded)) for spec in specs]  # Before minutes of rollouts are spent.
     with reporting(narration(), verbosity(context).quiet) as reporter:
         if rollouts is None:
             recorded = _collect(loaded, suite, tasks, episodes, max_steps, workers, seed, reporter)
@@ -116,18 +115,18 @@ def bench_command(
             from vlacoach.data.rollouts import write_rollouts
 
             write_rollouts(save, recorded)
-        reports = bench(loaded, recorded, specs, seed=seed, resamples=resamples, reporter=reporter)
-    if plot is not None:
+        reports = bench(loaded, recorded, scorers, seed=seed, resamples=resamples, reporter=reporter)
+    if as_json:
+        show_json({"policy": policy, "episodes": len(recorded), "scorers": [asdict(report) for report in reports]})
+    else:
+        from vlacoach.cli.tables import reward_tables, rollouts_table
+
+        for table in [rollouts_table(recorded), *reward_tables(reports)]:
+            show(table)
+    if plot is not None:  # Last: what was measured is not lost if this fails.
         from vlacoach.rewards.plots import write_progress_curves
 
         write_progress_curves(reports, plot)
-    if as_json:
-        show_json({"policy": policy, "episodes": len(recorded), "scorers": [asdict(report) for report in reports]})
-        return
-    from vlacoach.cli.tables import reward_tables, rollouts_table
-
-    for table in [rollouts_table(recorded), *reward_tables(reports)]:
-        show(table)
 
 
 def _collect(
@@ -184,8 +183,10 @@ def score_command(
 
       vlacoach reward score videos/after_put_the_bowl_on_the_plate.gif --task 8 --references rollouts.hdf5
     """  # fmt: skip
+    import numpy as np
+
     from vlacoach.agents.episode_files import read_episodes
-    from vlacoach.agents.reward_lab import ScorerSpec, as_trajectory, build, fit, score_episodes
+    from vlacoach.agents.reward_lab import ScorerSpec, as_trajectory, build, check_suites, fit, score_episodes
     from vlacoach.cli.progress import reporting
     from vlacoach.data.rollouts import read_rollouts
     from vlacoach.policies import load_policy
@@ -197,6 +198,10 @@ def score_command(
     wanted = {episode.task for episode in found.values()}
     with reporting(narration(), verbosity(context).quiet) as reporter:
         recorded = [one for one in read_rollouts(references) if one.task in wanted]
+        check_suites([*recorded, *found.values()])
+        # An episode that is among its own references would look closer than it is.
+        scored_frames = [episode.frames for episode in found.values()]
+        recorded = [one for one in recorded if not any(np.array_equal(one.frames, other) for other in scored_frames)]
         reporter.stage("vision features", len(recorded) + len(found))
         known = []
         for slot, one in enumerate(recorded):

@@ -64,6 +64,8 @@ def write_rollouts(file: Path, episodes: Sequence[RecordedEpisode]) -> Path:
     Raises:
         RolloutsError: It cannot be written.
     """
+    if file.is_dir():
+        raise RolloutsError(f"Cannot write {file}: it is a folder.", "Name a file, such as rollouts.hdf5.")
     temporary = file.with_name(f".{file.name}.{os.getpid()}")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)

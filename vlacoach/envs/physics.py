@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import mujoco
@@ -11,6 +15,24 @@ from numpy.typing import NDArray
 
 from vlacoach.envs.controller import control_step
 from vlacoach.envs.scene import Scene
+from vlacoach.errors import ExitCode
+
+
+@ctypes.CFUNCTYPE(None, ctypes.c_char_p)  # type: ignore[untyped-decorator]
+def _fatal(text: bytes) -> None:
+    """End the process, as MuJoCo would, but with the simulator's exit status and without a prompt and a log file.
+
+    The bindings turn MuJoCo's fatal errors into exceptions around their own calls only; from compiled code there is no
+    way back. A worker that ends so is replaced.
+    """
+    sys.stderr.write(f"MuJoCo cannot go on: {text.decode(errors='replace')}\n")
+    sys.stderr.flush()
+    os._exit(ExitCode.SIMULATOR)
+
+
+for _library in Path(mujoco.__file__).parent.glob("libmujoco*"):
+    _handler = ctypes.c_void_p.in_dll(ctypes.CDLL(str(_library)), "mju_user_error")
+    _handler.value = ctypes.cast(_fatal, ctypes.c_void_p).value
 
 
 @dataclass

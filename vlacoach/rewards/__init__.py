@@ -12,13 +12,14 @@ if TYPE_CHECKING:
     from vlacoach.rewards.bank import ReferenceBank
     from vlacoach.rewards.metrics import auroc, spearman
     from vlacoach.rewards.registry import available_scorers, load_scorer, make_scorer, register_scorer
-    from vlacoach.rewards.scorers import Scorer, SiglipScorer, SuccessScorer
+    from vlacoach.rewards.scorers import Scorer, SuccessScorer
     from vlacoach.rewards.self_referential import (
         RewardRule,
         SelfReferentialDetails,
         self_referential_details,
         self_referential_reward,
     )
+    from vlacoach.rewards.siglip import SiglipScorer
     from vlacoach.rewards.siglip_t import SiglipTScorer
     from vlacoach.rewards.temporal import TemporalFusion, sinusoidal
     from vlacoach.rewards.trajectory import Trajectory
@@ -52,7 +53,8 @@ _MODULES = {
     "bank": ("ReferenceBank",),
     "metrics": ("auroc", "spearman"),
     "registry": ("available_scorers", "load_scorer", "make_scorer", "register_scorer"),
-    "scorers": ("Scorer", "SiglipScorer", "SuccessScorer"),
+    "scorers": ("Scorer", "SuccessScorer"),
+    "siglip": ("SiglipScorer",),
     "self_referential": (
         "RewardRule",
         "SelfReferentialDetails",

@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
-import torch
+from scipy.spatial.distance import cdist
 
 from vlacoach.errors import NonFiniteError, VlacoachError
 from vlacoach.rewards.metrics import (
@@ -32,6 +32,7 @@ from vlacoach.rewards.metrics import (
 )
 from vlacoach.rewards.scorers import Scorer
 from vlacoach.rewards.trajectory import Trajectory
+from vlacoach.rewards.views import held, num_looks, view
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -47,50 +48,6 @@ class LabEpisode:
 
     trajectory: Trajectory
     source: str
-
-
-class ScorerCheck:
-    """AUROC of a scorer over the first batches of a training run, each measured before the scorer is fitted on it.
-
-    Args:
-        batches: Batches to gather.
-        seed: Of the bootstrap.
-    """
-
-    def __init__(self, batches: int = 3, seed: int = 0) -> None:
-        self._left = batches
-        self._rng = np.random.default_rng(seed)
-        self._scores: list[FloatArray] = []
-        self._success: list[npt.NDArray[np.bool_]] = []
-        self._task: list[npt.NDArray[np.int64]] = []
-
-    def observe(self, scorer: Scorer, trajectories: Sequence[Trajectory]) -> Estimate | None:
-        """Take in a batch; the AUROC of all batches so far once there are enough, at that time only.
-
-        A pair is compared only if both are of the same task and the same batch, as training does.
-
-        Returns:
-            None before and after, and if there is no such pair.
-        """
-        valid = [trajectory for trajectory in trajectories if trajectory.valid and trajectory.length > 0]
-        if not self._left or not scorer.fitted or not valid:
-            return None
-        success = np.array([trajectory.success for trajectory in valid])
-        task = np.array([trajectory.task for trajectory in valid])
-        mixed = np.isin(task, np.intersect1d(task[success], task[~success]))
-        self._left -= 1
-        if mixed.any():
-            points = np.stack([scorer.embed(valid[row]) for row in np.flatnonzero(mixed)])
-            score = closeness(points, success[mixed], task[mixed])
-            known = np.isfinite(score)
-            self._scores.append(score[known])
-            self._success.append(success[mixed][known])
-            self._task.append(task[mixed][known] + 10_000 * self._left)
-        if self._left or not self._scores:
-            return None
-        columns = (np.concatenate(column) for column in (self._scores, self._success, self._task))
-        scores, won, key = columns
-        return _estimate(lambda rows: auroc_within(scores[rows], won[rows], key[rows]), len(scores), self._rng, 1000)
 
 
 @dataclass(frozen=True)
@@ -138,6 +95,10 @@ class ScorerReport:
 def closeness(embeddings: npt.ArrayLike, success: npt.ArrayLike, task: npt.ArrayLike) -> FloatArray:
     """Minus the distance of each row to the mean of its task's other successes.
 
+    A success is left out of its own reference, so it faces the mean of one success less than there are. A failure is
+    held against the same references, and its distances are averaged: the mean of all successes scatters less, and
+    would make every failure look closer than a success, the more so with few successes and many features.
+
     Args:
         embeddings: (B, D).
         success: (B,) bool.
@@ -154,11 +115,16 @@ def closeness(embeddings: npt.ArrayLike, success: npt.ArrayLike, task: npt.Array
     if not np.isfinite(points).all():
         raise NonFiniteError(f"Embedding {int(np.argwhere(~np.isfinite(points))[0, 0])} is not finite.")
     result = np.full(len(points), np.nan)
-    for row in range(len(points)):
-        others = won & (key == key[row])
-        others[row] = False
-        if others.any():
-            result[row] = -np.linalg.norm(points[row] - points[others].mean(axis=0))
+    for one in np.unique(key):
+        winners, losers = np.flatnonzero(won & (key == one)), np.flatnonzero(~won & (key == one))
+        if len(winners) == 1:
+            result[losers] = -np.linalg.norm(points[losers] - points[winners], axis=1)
+        if len(winners) < 2:
+            continue
+        centers = (points[winners].sum(axis=0) - points[winners]) / (len(winners) - 1)
+        result[winners] = -np.linalg.norm(points[winners] - centers, axis=1)
+        if len(losers):
+            result[losers] = -cdist(points[losers], centers).mean(axis=1)
     return result
 
 
@@ -196,36 +162,6 @@ def standardized_within(scores: npt.ArrayLike, task: npt.ArrayLike) -> FloatArra
     return result
 
 
-def view(trajectory: Trajectory, looks: npt.ArrayLike) -> Trajectory:
-    """A trajectory that consists of some of another's looks, in a given order.
-
-    Args:
-        trajectory: Its terminal frame must have been encoded, as the last look.
-        looks: Numbers of looks, 0 to T, at least one.
-    """
-    order = torch.as_tensor(np.asarray(looks, dtype=np.int64))
-    terminal = trajectory.terminal_features
-    every = trajectory.features if terminal is None else torch.cat([trajectory.features, terminal[None]])
-    chosen = every[order]
-    shown = order[:-1].clamp(max=max(0, trajectory.num_looks - 1))
-    return replace(
-        trajectory,
-        features=chosen[:-1],
-        terminal_features=chosen[-1],
-        proprio=trajectory.proprio[shown],
-        tokens=trajectory.tokens[shown],
-        log_prob=trajectory.log_prob[shown],
-        executed=torch.zeros(len(shown), dtype=torch.int64),
-        length=0,
-        frames=None if trajectory.frames is None else trajectory.frames[order],
-    )
-
-
-def held(trajectory: Trajectory, look: int, looks: int) -> Trajectory:
-    """A trajectory up to one look, which then lasts until there are ``looks``: it got so far and stood still."""
-    return view(trajectory, np.minimum(np.arange(looks), look))
-
-
 def progress_curve(scorer: Scorer, trajectory: Trajectory, reference: npt.ArrayLike) -> FloatArray:
     """Closeness of a success at each of its looks, had it stood still from then on: minus the distance to a reference.
 
@@ -240,9 +176,9 @@ def progress_curve(scorer: Scorer, trajectory: Trajectory, reference: npt.ArrayL
         (T + 1,) float64.
     """
     target = np.asarray(reference, dtype=np.float64)
-    looks = _num_looks(trajectory)
-    prefixes = [held(trajectory, look, looks) for look in range(looks)]
-    return np.array([-np.linalg.norm(scorer.embed(prefix) - target) for prefix in prefixes])
+    looks = num_looks(trajectory)
+    # One at a time: a prefix holds all of its patches.
+    return np.array([-np.linalg.norm(scorer.embed(held(trajectory, look, looks)) - target) for look in range(looks)])
 
 
 def assess(
@@ -275,16 +211,15 @@ def assess(
     source = np.array([episode.source for episode in episodes])
     scorer.embed(trajectories[0])  # The first call of a model pays for others.
     started = time.perf_counter()
-    points = np.stack([scorer.embed(trajectory) for trajectory in trajectories]).astype(np.float64)
+    points = scorer.embed_all(trajectories).astype(np.float64)
     seconds = time.perf_counter() - started
     score = closeness(points, success, task)
     if not (success & np.isfinite(score)).any():
         raise VlacoachError("No task has two successes to compare.", "Use more episodes, or a better policy.")
     curves = _curves(scorer, trajectories, points, success, task, score)
-    parameters = sum(int(value.numel()) for value in scorer.parameters())
-    longest = max(_num_looks(trajectory) for trajectory in trajectories)
-    stretched = [held(trajectory, _num_looks(trajectory) - 1, longest) for trajectory in trajectories]
-    level = closeness(np.stack([scorer.embed(trajectory) for trajectory in stretched]), success, task)
+    longest = max(num_looks(trajectory) for trajectory in trajectories)
+    stretched = [scorer.embed(held(trajectory, num_looks(trajectory) - 1, longest)) for trajectory in trajectories]
+    level = closeness(np.stack(stretched), success, task)
     figures = _figures(score, level, success, task, source, rng, resamples)
     return ScorerReport(
         name=name or scorer.name,
@@ -294,15 +229,11 @@ def assess(
         **figures,
         order_sensitivity=_order_sensitivity(scorer, trajectories, points, task, rng),
         milliseconds=1000.0 * seconds / len(trajectories),
-        parameters=parameters,
+        parameters=sum(int(value.numel()) for value in scorer.parameters()),
         memory_mb=sum(value.numel() * value.element_size() for value in scorer.parameters()) / 1e6,
         curves=_mean_curve(curves),
         fit=dict(fit or {}),
     )
-
-
-def _num_looks(trajectory: Trajectory) -> int:
-    return trajectory.num_looks + (trajectory.terminal_features is not None)
 
 
 def _curves(
@@ -341,15 +272,15 @@ def _figures(
 
     def area(values: FloatArray, rows: npt.NDArray[np.bool_], labels: npt.NDArray[np.bool_]) -> Estimate | None:
         chosen = np.flatnonzero(rows)
-        return _estimate(
+        return estimate(
             lambda i: auroc_within(values[chosen][i], labels[chosen][i], task[chosen][i]), len(chosen), rng, resamples
         )
 
     return {
-        "jensen_shannon": _estimate(
+        "jensen_shannon": estimate(
             lambda i: jensen_shannon(standard[i][success[i]], standard[i][~success[i]]), len(score), rng, resamples
         ),
-        "smd": _estimate(
+        "smd": estimate(
             lambda i: standardized_mean_difference(standard[i][success[i]], standard[i][~success[i]]),
             len(score),
             rng,
@@ -362,13 +293,15 @@ def _figures(
     }
 
 
-def _estimate(
+def estimate(
     statistic: Callable[[npt.NDArray[np.int64]], float], count: int, rng: np.random.Generator, resamples: int
 ) -> Estimate | None:
+    """:func:`bootstrap`, or None where the figure is undefined."""
     try:
-        return bootstrap(statistic, count, rng, resamples)
+        found = bootstrap(statistic, count, rng, resamples)
     except VlacoachError:
         return None  # There is no such pair of episodes.
+    return found if np.isfinite([found.value, found.low, found.high]).all() else None
 
 
 def _mean(values: Sequence[float | None], rng: np.random.Generator, resamples: int) -> Estimate | None:
@@ -424,7 +357,7 @@ def _order_sensitivity(
         if typical == 0.0:
             continue
         for row in rows.tolist():
-            order = rng.permutation(_num_looks(trajectories[row]))
+            order = rng.permutation(num_looks(trajectories[row]))
             ratios.append(np.linalg.norm(scorer.embed(view(trajectories[row], order)) - points[row]) / typical)
     sensitivity = float(np.mean(ratios)) if ratios else 0.0
     # Sums in another order round differently; that is not sensitivity.

@@ -211,20 +211,7 @@ def bootstrap(
     Raises:
         VlacoachError: If the figure is undefined on all rows, or on nearly every resample.
     """
-    value = statistic(np.arange(count))
-    draws: list[float] = []
-    for _ in range(10 * resamples):
-        if len(draws) == resamples:
-            break
-        try:
-            draws.append(statistic(rng.integers(count, size=count)))
-        except VlacoachError:
-            continue
-    if len(draws) < resamples:
-        raise VlacoachError(f"The figure is undefined on most resamples of {count} rows.", "Use more episodes.")
-    tail = (1.0 - level) / 2
-    low, high = np.quantile(draws, [tail, 1.0 - tail])
-    return Estimate(value, float(low), float(high))
+    return _interval(statistic, count, lambda: rng.integers(count, size=count), resamples, level)
 
 
 def subsample(
@@ -249,17 +236,27 @@ def subsample(
     Raises:
         VlacoachError: If the figure is undefined on all rows, or on nearly every half.
     """
+    return _interval(statistic, count, lambda: np.sort(rng.permutation(count)[: count // 2]), resamples, level)
+
+
+def _interval(
+    statistic: Callable[[npt.NDArray[np.int64]], float],
+    count: int,
+    draw: Callable[[], npt.NDArray[np.int64]],
+    resamples: int,
+    level: float,
+) -> Estimate:
     value = statistic(np.arange(count))
     draws: list[float] = []
     for _ in range(10 * resamples):
         if len(draws) == resamples:
             break
         try:
-            draws.append(statistic(np.sort(rng.permutation(count)[: count // 2])))
+            draws.append(statistic(draw()))
         except VlacoachError:
-            continue
+            continue  # A draw of a single class, for instance.
     if len(draws) < resamples:
-        raise VlacoachError(f"The figure is undefined on most halves of {count} rows.", "Use more episodes.")
+        raise VlacoachError(f"The figure is undefined on most resamples of {count} rows.", "Use more episodes.")
     tail = (1.0 - level) / 2
     low, high = np.quantile(draws, [tail, 1.0 - tail])
     return Estimate(value, float(low), float(high))

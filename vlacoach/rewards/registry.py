@@ -133,7 +133,7 @@ def _make_siglip(
     grid: int = 1,
     rule: dict[str, Any] | None = None,
 ) -> Scorer:
-    from vlacoach.rewards.scorers import SiglipScorer
+    from vlacoach.rewards.siglip import SiglipScorer
 
     return SiglipScorer(pooling=pooling, pooling_k=pooling_k, grid=grid, rule=rule)
 
@@ -145,6 +145,6 @@ def _make_success(policy: HasFeatures | None = None, *, rule: dict[str, Any] | N
 
 
 def _make_pixels(policy: HasFeatures | None = None, *, rule: dict[str, Any] | None = None) -> Scorer:
-    from vlacoach.rewards.scorers import PixelScorer
+    from vlacoach.rewards.siglip import PixelScorer
 
     return PixelScorer(rule=rule)

@@ -34,7 +34,8 @@ from vlacoach.rewards.progress import (
     draw_prefixes,
     stage_loss,
 )
-from vlacoach.rewards.scorers import HasFeatures, Scorer, SiglipScorer, finite_embedding, look_features
+from vlacoach.rewards.scorers import HasFeatures, Scorer, finite_embedding
+from vlacoach.rewards.siglip import SiglipScorer, look_features
 from vlacoach.rewards.temporal import Fusion, Pooling, TemporalFusion
 from vlacoach.rewards.trajectory import Trajectory
 

@@ -22,7 +22,8 @@ from transformers import AutoConfig, VJEPA2Config, VJEPA2Model
 from transformers.utils import logging as transformers_logging
 
 from vlacoach.errors import CheckpointError, ConfigError, UnknownNameError, VlacoachError
-from vlacoach.rewards.scorers import HasFeatures, Scorer, finite_embedding, kept_frames
+from vlacoach.rewards.scorers import HasFeatures, Scorer, finite_embedding
+from vlacoach.rewards.siglip import kept_frames
 from vlacoach.rewards.trajectory import Trajectory
 
 IMAGE_MEAN = (0.485, 0.456, 0.406)

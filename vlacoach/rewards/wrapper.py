@@ -30,8 +30,9 @@ from torch import Tensor
 
 from vlacoach.errors import ConfigError
 from vlacoach.rewards.bank import ReferenceBank, checked_reference
-from vlacoach.rewards.scorers import Scorer, SiglipScorer, check_says_something
+from vlacoach.rewards.scorers import Scorer, check_says_something
 from vlacoach.rewards.self_referential import self_referential_reward, success_centers
+from vlacoach.rewards.siglip import SiglipScorer
 from vlacoach.rewards.trajectory import Trajectory
 
 Observation: TypeAlias = "dict[str, Any]"
