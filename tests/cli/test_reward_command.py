@@ -124,6 +124,25 @@ def test_score_names_what_is_wrong(collected, tmp_path, arguments, message):
 
 
 @pytest.mark.sim
+@pytest.mark.slow
+def test_bench_takes_what_a_run_has_trained(tmp_path):
+    arguments = ("--reward", "success", "--tasks", "8", "--updates", "1", "--runs-dir", str(tmp_path), "--json")
+    sizes = ("grpo.prompts=1", "grpo.group_size=2", "evaluation.trials=1", "evaluation.train_states=false")
+    sets = [part for size in (*sizes, "env.max_steps=24") for part in ("--set", size)]
+    trained = CliRunner().invoke(app, ["-q", "train", *arguments, *sets])
+    assert trained.exit_code == 0, trained.output
+    kept = tmp_path / "rollouts.hdf5"
+    bench = ("bench", "--rollouts", "latest", "--runs-dir", tmp_path, "--episodes", "24", "--save", kept)
+    result = call(*bench, "--scorer", "pixels", "--resamples", "100", "--json")
+    # No expert succeeds in 24 steps; the rollouts are the run's own, and what is missing is said.
+    assert result.exit_code == ExitCode.FAILURE
+    assert "No task has two successes" in result.stderr
+    episodes = read_rollouts(kept)
+    assert {one.task for one in episodes} == {8}
+    assert {one.length for one in episodes} == {24}
+
+
+@pytest.mark.sim
 def test_an_episode_is_not_compared_with_itself(collected, tmp_path):
     file, _ = collected
     episodes = read_rollouts(file)
@@ -166,6 +185,7 @@ def test_references_without_a_success_of_the_task_are_refused(collected, tmp_pat
         (("--scorer", "siglip:grid=abc"), "has a value that does not fit"),
         (("--scorer", "success"), "embeds nothing"),
         (("--rollouts", "nowhere.hdf5"), "no rollouts file nowhere.hdf5"),
+        (("--rollouts", "nowhere"), "nowhere"),
         (("--rollouts", "a.hdf5", "--save", "b.hdf5"), "Give one of them"),
         (("--suite", "libero_gaol"), "Did you mean 'libero_goal'"),
         (("--tasks", "11"), "no task 11"),

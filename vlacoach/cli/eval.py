@@ -86,7 +86,7 @@ def evaluate_command(
         raise ConfigError("--run brings its own configuration.", "Leave out --config.")
     adapter: Path | None = None
     if run is not None:
-        config, adapter = _trained(run, runs_dir, checkpoint)
+        config, adapter = trained(run, runs_dir, checkpoint)
     flags = [
         Flag("--policy", "policy.path", policy),
         Flag("--suite", "env.suite", suite),
@@ -122,7 +122,7 @@ def states_of(config: TrainConfig, split: Split) -> tuple[int, ...]:
     return tuple(sorted({*config.env.states, *config.evaluation.states}))
 
 
-def _trained(reference: str, runs_dir: Path, checkpoint: str) -> tuple[Path, Path]:
+def trained(reference: str, runs_dir: Path, checkpoint: str) -> tuple[Path, Path]:
     """Configuration file and checkpoint folder of a run.
 
     Raises:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vlacoach.cli.console import narration, show, show_json, verbosity
-from vlacoach.cli.options import OUTPUT, Json
+from vlacoach.cli.options import DEFAULT_RUNS_DIR, OUTPUT, Json, RunsDir
 from vlacoach.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -45,8 +45,13 @@ def bench_command(
         ),
     ] = None,
     rollouts: Annotated[
-        Path | None,
-        typer.Option("--rollouts", metavar="FILE", help="Measure on these rollouts.", rich_help_panel=_WHAT),
+        str | None,
+        typer.Option(
+            "--rollouts",
+            metavar="FILE|RUN",
+            help="Measure on the rollouts of this file, or on new ones of what this run has trained, at its tasks.",
+            rich_help_panel=_WHAT,
+        ),
     ] = None,
     policy: Policy = "tiny",
     suite: Annotated[
@@ -56,7 +61,13 @@ def bench_command(
         str, typer.Option("--tasks", help='Tasks that have experts, such as "1,4,8".', rich_help_panel=_HOW)
     ] = "1,4,6,8",
     episodes: Annotated[
-        int, typer.Option("--episodes", min=24, help="Episodes for each task, of all kinds.", rich_help_panel=_HOW)
+        int,
+        typer.Option(
+            "--episodes",
+            min=24,
+            help="Episodes for each task, of all kinds; multiples of 24 are exact.",
+            rich_help_panel=_HOW,
+        ),
     ] = 120,
     max_steps: Annotated[
         int, typer.Option("--max-steps", min=8, help="Step limit of an episode.", rich_help_panel=_HOW)
@@ -66,6 +77,7 @@ def bench_command(
         int, typer.Option("--resamples", min=100, help="Bootstrap resamples.", rich_help_panel=_WHAT)
     ] = 1000,
     seed: Seed = 0,
+    runs_dir: RunsDir = DEFAULT_RUNS_DIR,
     save: Annotated[
         Path | None,
         typer.Option("--save", metavar="FILE", help="Keep the rollouts in this HDF5 file.", rich_help_panel=OUTPUT),
@@ -86,11 +98,14 @@ def bench_command(
       vlacoach reward bench --save rollouts.hdf5 --plot curves.png
 
       vlacoach reward bench --rollouts rollouts.hdf5 --scorer siglip --scorer siglip-t:objective=triplet
+
+      vlacoach reward bench --rollouts latest
     """  # fmt: skip
     from vlacoach.cli.progress import reporting
     from vlacoach.rewards.registry import available_scorers
 
-    if rollouts is not None and save is not None:
+    file = None if rollouts is None or not rollouts.endswith(".hdf5") else Path(rollouts)
+    if file is not None and save is not None:
         raise ConfigError("--rollouts reads rollouts and --save keeps new ones.", "Give one of them.")
     from vlacoach.agents.reward_lab import DEFAULT_SCORERS, ScorerSpec, bench
     from vlacoach.errors import UnknownNameError
@@ -102,15 +117,19 @@ def bench_command(
     from vlacoach.agents.reward_lab import build
     from vlacoach.policies import load_policy
 
-    loaded = load_policy(policy)
+    if rollouts is None or file is not None:
+        loaded = load_policy(policy)
+    else:
+        loaded, suite, tasks, max_steps = _trained_policy(rollouts, runs_dir)
+        policy = rollouts
     scorers = [(spec, build(spec, loaded)) for spec in specs]  # Before minutes of rollouts are spent.
     with reporting(narration(), verbosity(context).quiet) as reporter:
-        if rollouts is None:
+        if file is None:
             recorded = _collect(loaded, suite, tasks, episodes, max_steps, workers, seed, reporter)
         else:
             from vlacoach.data.rollouts import read_rollouts
 
-            recorded = read_rollouts(rollouts)
+            recorded = read_rollouts(file)
         if save is not None:
             from vlacoach.data.rollouts import write_rollouts
 
@@ -127,6 +146,20 @@ def bench_command(
         from vlacoach.rewards.plots import write_progress_curves
 
         write_progress_curves(reports, plot)
+
+
+def _trained_policy(reference: str, runs_dir: Path) -> tuple[VLAPolicy, str, str, int]:
+    """The policy that a run has trained, its suite, its tasks, and its step limit."""
+    from vlacoach.agents.evaluation import load_trained
+    from vlacoach.cli.eval import trained
+    from vlacoach.envs.suites import get_suite
+    from vlacoach.runs.config import TrainConfig
+
+    settings, adapter = trained(reference, runs_dir, "last")
+    config = TrainConfig.load(settings)
+    suite = get_suite(config.env.suite)
+    tasks = ",".join(str(task.index) for task in suite.select(config.env.tasks))
+    return load_trained(config, adapter), suite.name, tasks, config.env.max_steps or suite.max_steps
 
 
 def _collect(
