@@ -364,7 +364,8 @@ def test_the_reward_section_builds_the_scorer():
 @pytest.mark.parametrize("reward", ["siglip-t", "siglip", "v-jepa", "success"])
 def test_each_shipped_reward_trains(reward: str, worlds: list[ToyEnvs], base: Path, tmp_path: Path):
     watcher = Watcher()
-    result = run(tmp_path, settings(base, updates=4, reward={"name": reward}), watcher)
+    evaluation = {"trials": 1, "train_states": False}
+    result = run(tmp_path, settings(base, updates=4, reward={"name": reward}, evaluation=evaluation), watcher)
     assert result.updates == 4
     failures = {line["reward"] for line in episodes(result.run) if not line["success"]}
     assert all(0 <= value <= 0.6 for value in failures)
