@@ -203,3 +203,11 @@ def test_a_policy_that_is_not_finite_stops_the_rollout(policy: VLAPolicy, part: 
         next((tower if part == "tower" else head).parameters())[-1] = float("nan")
     with pytest.raises(NonFiniteError, match=named):
         play(policy, PROMPTS)
+
+
+def test_frames_are_those_of_each_look_and_the_end_in_their_own_slot(policy: VLAPolicy):
+    jobs = jobs_for(PROMPTS, 3)
+    for t in collect(policy, ToyEnvs(4), jobs, 1.0, keep_frames=True):
+        expected = np.stack([picture(*view) for view in seen(policy, t)])
+        np.testing.assert_array_equal(t.frames, expected)
+    assert all(t.frames is None for t in collect(policy, ToyEnvs(4), jobs[:2], 1.0))
