@@ -265,13 +265,7 @@ def _policy_arguments(config: TrainConfig, tokens_only: bool) -> dict[str, Any]:
         "quantize": settings.quantize,
         "revision": settings.revision,
         "unnorm_key": settings.unnorm_key,
-        "options": OpenVLAOptions(
-            head=settings.head,
-            num_images=settings.num_images,
-            proprio=settings.proprio,
-            center_crop=settings.center_crop,
-            tokens_only=tokens_only,
-        ),
+        "options": OpenVLAOptions.from_settings(settings, tokens_only),
     }
 
 

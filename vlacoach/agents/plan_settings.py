@@ -156,7 +156,7 @@ def settings_from(
     """
     _check(config, device, prompt_tokens, mean_steps, mfu)
     chosen = config.policy
-    sizes = find_config(chosen.path, chosen.revision, _options(config))
+    sizes = find_config(chosen.path, chosen.revision, OpenVLAOptions.from_settings(chosen, tokens_only=True))
     if sizes.head == "oft-l1":
         raise CheckpointError(
             f"Policy {chosen.path!r} has an L1 head, which reinforcement learning cannot train.", "Use oft-discrete."
@@ -213,14 +213,3 @@ def _suite_limit(suite: str) -> int:
     if suite not in SUITES:
         raise UnknownNameError("suite", suite, SUITES)
     return SUITES[suite]
-
-
-def _options(config: TrainConfig) -> OpenVLAOptions:
-    chosen = config.policy
-    return OpenVLAOptions(
-        head=chosen.head,
-        num_images=chosen.num_images,
-        proprio=chosen.proprio,
-        center_crop=chosen.center_crop,
-        tokens_only=True,
-    )

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -255,7 +256,41 @@ def _write_observations(group: Any, episode: Demonstration) -> None:
         positions.attrs["names"] = list(episode.object_names)
 
 
-class DemonstrationReader:
+class EpisodeReader(ABC):
+    """Episodes by task and number, whatever they are stored as.
+
+    Attributes:
+        instructions: Task to what the robot is told.
+        render_profiles: Task to how its pictures were rendered.
+    """
+
+    instructions: dict[str, str]
+    render_profiles: dict[str, RenderProfile]
+    _indices: dict[str, list[int]]
+
+    @property
+    def tasks(self) -> list[str]:
+        """Names of the tasks, sorted."""
+        return sorted(self._indices)
+
+    def indices(self, task: str) -> list[int]:
+        """Numbers of a task's intact episodes, rising."""
+        return list(self._indices[task])
+
+    @abstractmethod
+    def read(self, task: str, index: int) -> Demonstration:
+        """Read one episode."""
+
+    def __len__(self) -> int:
+        return sum(len(indices) for indices in self._indices.values())
+
+    def __iter__(self) -> Iterator[Demonstration]:
+        for task in self.tasks:
+            for index in self._indices[task]:
+                yield self.read(task, index)
+
+
+class DemonstrationReader(EpisodeReader):
     """Reads a file of demonstrations, or every ``*_demo.hdf5`` in a folder; LIBERO's published files included.
 
     Args:
@@ -285,23 +320,6 @@ class DemonstrationReader:
                 self.instructions[task] = _instruction(content["data"], task)
                 self.render_profiles[task] = _render_profile(content["data"])
                 self._indices[task] = _intact_indices(content["data"], file)
-
-    @property
-    def tasks(self) -> list[str]:
-        """Names of the tasks, sorted."""
-        return sorted(self.files)
-
-    def indices(self, task: str) -> list[int]:
-        """Numbers k of a task's intact episodes ``demo_k``, rising."""
-        return list(self._indices[task])
-
-    def __len__(self) -> int:
-        return sum(len(indices) for indices in self._indices.values())
-
-    def __iter__(self) -> Iterator[Demonstration]:
-        for task in self.tasks:
-            for index in self._indices[task]:
-                yield self.read(task, index)
 
     def read(self, task: str, index: int) -> Demonstration:
         """Read one episode.

@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from vlacoach.data.hdf5 import Demonstration, DemonstrationError, DemonstrationReader
+from vlacoach.data.hdf5 import Demonstration, DemonstrationError, DemonstrationReader, EpisodeReader
 from vlacoach.errors import ConfigError
 from vlacoach.profiles import RenderProfile
 
@@ -84,7 +84,7 @@ def is_lerobot_folder(path: Path | str) -> bool:
 
 def open_demonstrations(
     path: Path | str, cameras: Sequence[str] | None = None, layout: LeRobotLayout | None = None
-) -> DemonstrationReader | LeRobotReader:
+) -> EpisodeReader:
     """The reader for a path.
 
     Args:
@@ -99,7 +99,7 @@ def open_demonstrations(
     return LeRobotReader(path, cameras, layout) if is_lerobot_folder(path) else DemonstrationReader(path, cameras)
 
 
-class LeRobotReader:
+class LeRobotReader(EpisodeReader):
     """Reads a LeRobot folder, one episode at a time, as :class:`DemonstrationReader` reads HDF5 files.
 
     The folder knows instructions, not LIBERO's names of tasks: a task is called by its instruction, with underscores
@@ -137,23 +137,6 @@ class LeRobotReader:
             self.instructions[task] = episode.instruction
             self._indices.setdefault(task, []).append(index)
         self.render_profiles: dict[str, RenderProfile] = dict.fromkeys(self._indices, self.layout.render_profile)
-
-    @property
-    def tasks(self) -> list[str]:
-        """Names of the tasks, sorted."""
-        return sorted(self._indices)
-
-    def indices(self, task: str) -> list[int]:
-        """Numbers of a task's episodes, rising."""
-        return list(self._indices[task])
-
-    def __len__(self) -> int:
-        return len(self._episodes)
-
-    def __iter__(self) -> Iterator[Demonstration]:
-        for task in self.tasks:
-            for index in self._indices[task]:
-                yield self.read(task, index)
 
     def read(self, task: str, index: int) -> Demonstration:
         """Read one episode; its labels are its actions, and simulator states are unknown.

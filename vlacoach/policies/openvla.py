@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from pydantic import ValidationError
@@ -49,6 +49,26 @@ _PATCH, _SIGLIP_MLP_RATIO = 14, 3.7362
 _Colors = tuple[tuple[float, float, float], tuple[float, float, float]]
 
 
+class OpenVLASettings(Protocol):
+    """What a configuration says of a published folder; see :class:`OpenVLAOptions`."""
+
+    @property
+    def head(self) -> str:
+        """How actions are decoded."""
+
+    @property
+    def num_images(self) -> int | None:
+        """Images a look."""
+
+    @property
+    def proprio(self) -> bool | None:
+        """Whether proprioception is read."""
+
+    @property
+    def center_crop(self) -> bool:
+        """Whether the policy was trained with random crops."""
+
+
 @dataclass(frozen=True)
 class OpenVLAOptions:
     """How a published folder is to be used, where its files leave it open.
@@ -67,6 +87,11 @@ class OpenVLAOptions:
     proprio: bool | None = None
     center_crop: bool = True
     tokens_only: bool = False
+
+    @classmethod
+    def from_settings(cls, settings: OpenVLASettings, tokens_only: bool) -> OpenVLAOptions:
+        """The options of a configuration's policy section."""
+        return cls(settings.head, settings.num_images, settings.proprio, settings.center_crop, tokens_only)
 
     def agrees_with(self, config: VLAConfig) -> bool:
         """Whether a policy that says itself how it is used is used as is asked for here."""
