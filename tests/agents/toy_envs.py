@@ -85,6 +85,7 @@ class ToyEnvs:
         self.num_envs = num_envs
         self.chunk_size: int | None = CHUNK
         self.suite = TOY_SUITE
+        self.workers_lost = 0
         self.broken = broken
         self.repaired_after = repaired_after
         self.breakdowns: dict[tuple[int, int], int] = {}

@@ -136,7 +136,7 @@ def test_rewind_drops_what_a_resumed_run_will_repeat(run):
 
 def test_status_and_heartbeat(run, monkeypatch):
     run.set_status(names.STATUS_RUNNING)
-    run.beat("rollout", 3, 10)
+    run.progress("rollout", 3, 10)
     assert run.status() == "running"
     beat = run.heartbeat()
     assert (beat["stage"], beat["done"], beat["total"]) == ("rollout", 3, 10)
@@ -151,17 +151,17 @@ def test_status_and_heartbeat(run, monkeypatch):
 
 
 def test_heartbeat_is_rate_limited_but_not_across_stages(run):
-    run.beat("rollout", 1)
-    run.beat("rollout", 2)
+    run.progress("rollout", 1)
+    run.progress("rollout", 2)
     assert run.heartbeat()["done"] == 1
-    run.beat("update", 5)
+    run.progress("update", 5)
     assert run.heartbeat()["done"] == 5
 
 
 def test_deleted_folder_is_noticed(run):
     shutil.rmtree(run.path)
     with pytest.raises(RunError, match="Cannot write"):
-        run.beat("rollout")
+        run.progress("rollout")
 
 
 def test_log_lines_are_dated(run):

@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageSequence
 
-from vlacoach.agents.video import FRAMES_PER_SECOND
 from vlacoach.data.hdf5 import DemonstrationReader
 from vlacoach.data.rollouts import RecordedEpisode, RolloutsError, read_rollouts
 from vlacoach.errors import ConfigError
+from vlacoach.runs.videos import FRAMES_PER_SECOND
 
 _VIDEOS = (".gif", ".mp4")
 _HELD = 1.0

@@ -132,6 +132,7 @@ def evaluate_split(
     reporter: Reporter | None = None,
     on_look: Callable[[], None] | None = None,
     videos: VideoRecorder | None = None,
+    on_pictures: Callable[[Prompt, int, Any], None] | None = None,
 ) -> EvaluationResult:
     """Evaluate a policy as a configuration says, on some initial states.
 
@@ -144,13 +145,21 @@ def evaluate_split(
         reporter: Shows progress.
         on_look: Called once per round of the worlds.
         videos: Records the first episode of each task.
+        on_pictures: Called with the prompt of an episode, its number, and each of its pictures (H, W, 3) uint8.
     """
     reporter = reporter or NullReporter()
     tasks = envs.suite.select(config.env.tasks)
     plan = evaluation_plan([task.index for task in tasks], states, config.evaluation.trials)
     reporter.stage(f"{STAGE_EVALUATION} ({split} states)", len(plan))
     started = time.perf_counter()
-    show = None if videos is None else videos.watch(plan, {task.index: task.name for task in tasks})
+    record = None if videos is None else videos.watch(plan, {task.index: task.name for task in tasks})
+
+    def show(number: int, picture: Any) -> None:
+        if record is not None:
+            record(number, picture)
+        if on_pictures is not None:
+            on_pictures(plan[number], number, picture)
+
     temperature = config.evaluation.temperature
     episodes = evaluate(policy, envs, plan, temperature, config.seed, reporter, on_pictures=show, on_look=on_look)
     if videos is not None:

@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,6 +38,7 @@ from vlacoach.agents.objectives import (
     token_weights,
 )
 from vlacoach.agents.prompts import PromptSampler
+from vlacoach.agents.recording import RolloutPictures
 from vlacoach.agents.rollout import ChunkEnvs, Job, collect
 from vlacoach.agents.seeding import Stream, derived_seed, numpy_generator, torch_generator
 from vlacoach.errors import VlacoachError
@@ -82,6 +84,9 @@ class GRPOAgent:
         update: Updates done.
         bank: Successes of earlier updates that failures are compared with, if ``reward.reference`` asks for them.
         on_rollout: Called with the trajectories of each update, before the scorer is fitted on them.
+        on_beat: Called many times an update, between rounds of the worlds and between micro-batches.
+        pictures: Shows and records rollouts; None for neither.
+        clock: Seconds that rise while work goes on.
     """
 
     def __init__(
@@ -117,6 +122,9 @@ class GRPOAgent:
         banked = self.config.reward.reference == "bank" and scorer.compares
         self.bank = ReferenceBank(self.config.reward.bank_size) if banked else None
         self.on_rollout: Callable[[list[Trajectory]], None] = lambda trajectories: None
+        self.on_beat: Callable[[], None] = lambda: None
+        self.pictures: RolloutPictures | None = None
+        self.clock: Callable[[], float] = time.perf_counter
         self._seconds: dict[str, float] = {}
 
     def _take_parameters(self) -> None:
@@ -144,9 +152,11 @@ class GRPOAgent:
             self.on_rollout(trajectories)
             fit = self.fit_scorer(trajectories)
             reward = self.reward(trajectories)
+            notes = self._notes(trajectories)
             self.remember(trajectories)
-        with self._stage(names.STAGE_ADVANTAGE):
+        with self._stage(names.STAGE_FILTER):
             kept = self.informative(trajectories, reward)
+        with self._stage(names.STAGE_ADVANTAGE):
             advantage = self.advantage(trajectories, reward)
         with self._stage(names.STAGE_UPDATE):
             stats = self.improve([trajectories[i] for i in kept], advantage[kept])
@@ -154,7 +164,7 @@ class GRPOAgent:
         metrics = {**rollout_metrics(trajectories, reward, kept), **fit, **stats}
         metrics |= {names.TIME_PREFIX + stage: seconds for stage, seconds in self._seconds.items()}
         metrics[names.TIME_TOTAL] = sum(self._seconds.values())
-        self._log(trajectories, reward, metrics)
+        self._log(trajectories, reward, metrics, notes)
         return metrics
 
     # The stages of an update
@@ -181,10 +191,8 @@ class GRPOAgent:
             won, played = won + trajectory.success, played + 1
             self.reporter.advance(1, success=won / played)
 
-        def beat() -> None:
-            if self.folder is not None:
-                self.folder.beat(names.STAGE_ROLLOUT, played, len(jobs))
-
+        if self.pictures is not None:
+            self.pictures.begin(self.update + 1, jobs)
         return collect(
             self.policy,
             self.envs,
@@ -193,7 +201,8 @@ class GRPOAgent:
             keep_frames=self.scorer.needs_frames,
             feature_budget=None if grpo.feature_budget is None else int(grpo.feature_budget * 2**30),
             on_episode=show,
-            on_look=beat,
+            on_look=self._beat,
+            on_pictures=None if self.pictures is None else self.pictures.take,
         )
 
     def fit_scorer(self, trajectories: Sequence[Trajectory]) -> dict[str, float]:
@@ -207,6 +216,7 @@ class GRPOAgent:
 
     def reward(self, trajectories: Sequence[Trajectory]) -> NDArray[np.float64]:
         """(B,) scores. While a scorer that learns has seen no success, outcomes are all there is: all failures."""
+        self.scorer.last_details = None
         if not self.scorer.fitted:
             return np.array([float(t.success and t.valid) for t in trajectories])
         if self.bank is None:  # A plugin that knows of no bank has the batch's successes to compare with.
@@ -289,8 +299,7 @@ class GRPOAgent:
             share = sum(t.length for t in part) / sum(t.length for t in trajectories)
             add_statistics(total, {"loss": loss.item(), **stats}, share)
             self.reporter.advance(sum(stop == looks[row] for row, _, stop in pieces))
-            if self.folder is not None:
-                self.folder.beat(names.STAGE_UPDATE)
+            self._beat()
         deviation = total["train/ratio_deviation"]
         if first and deviation > tolerance:
             raise VlacoachError(
@@ -359,19 +368,40 @@ class GRPOAgent:
 
     @contextmanager
     def _stage(self, name: str) -> Iterator[None]:
-        start = time.perf_counter()
+        start = self.clock()
         if self.folder is not None:
             self.folder.log_event("stage", stage=name, update=self.update + 1)
-            self.folder.beat(name)
+            self.folder.progress(name)
         yield
-        self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - start
+        self._seconds[name] = self._seconds.get(name, 0.0) + self.clock() - start
 
-    def _log(self, trajectories: Sequence[Trajectory], reward: NDArray[np.float64], metrics: dict[str, float]) -> None:
+    def _beat(self) -> None:
+        if self.folder is not None:
+            self.folder.beat()
+        self.on_beat()
+
+    def _notes(self, trajectories: Sequence[Trajectory]) -> list[dict[str, Any]]:
+        """What is logged of each episode beside its outcome: distance to success, where its video is."""
+        details = self.scorer.last_details
+        distance = np.full(len(trajectories), np.nan) if details is None else details.distance
+        notes = [{"distance": float(value)} if np.isfinite(value) else {} for value in distance]
+        if self.pictures is not None:
+            for row, found in self.pictures.finish(trajectories, self.scorer).items():
+                notes[row] |= found
+        return notes
+
+    def _log(
+        self,
+        trajectories: Sequence[Trajectory],
+        reward: NDArray[np.float64],
+        metrics: dict[str, float],
+        notes: Sequence[dict[str, Any]],
+    ) -> None:
         self.reporter.update(metrics, self.update, self.config.grpo.updates)
         if self.folder is None:
             return
         self.folder.log_metrics(self.update, metrics)
-        for trajectory, score in zip(trajectories, reward, strict=True):
+        for trajectory, score, note in zip(trajectories, reward, notes, strict=True):
             self.folder.log_episode(
                 self.update,
                 task=trajectory.task,
@@ -382,6 +412,7 @@ class GRPOAgent:
                 valid=trajectory.valid,
                 length=trajectory.length,
                 reward=round(float(score), 6),
+                **note,
             )
 
     def save(self, folder: Path) -> None:

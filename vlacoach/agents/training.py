@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import json
-import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vlacoach.agents.evaluation import evaluate_split, load_trained, make_envs
 from vlacoach.agents.grpo import GRPOAgent
+from vlacoach.agents.recording import LivePictures, RolloutPictures
 from vlacoach.agents.video import VideoRecorder, side_by_side, write_video
 from vlacoach.errors import ConfigError
 from vlacoach.rewards import make_scorer
 from vlacoach.rewards.check import ScorerCheck
 from vlacoach.runs import constants as names
+from vlacoach.runs.control import RemoteControl
 from vlacoach.runs.files import replace_text
+from vlacoach.runs.heartbeat import RunReporter
 from vlacoach.runs.report import write_learning_curve
 from vlacoach.runs.results import Comparison, EvaluationResult, TrainResult, compare, write_results
 from vlacoach.runs.stopping import GracefulStop
+from vlacoach.runs.system import SystemSampler
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from vlacoach.agents.prompts import Prompt
     from vlacoach.policies.policy import VLAPolicy
     from vlacoach.rewards.scorers import Scorer
     from vlacoach.rewards.trajectory import Trajectory
@@ -50,12 +59,14 @@ def train(config: TrainConfig, folder: RunFolder, reporter: Reporter, resume: bo
     Raises:
         VlacoachError: See the errors' messages; whatever was done before is in the folder.
     """
-    run = TrainingRun(config, folder, reporter)
-    try:
-        with GracefulStop(lambda name: reporter.message(f"{name}: stopping after this update", "warning")) as stop:
-            return run.run(resume, stop)
-    finally:
-        run.envs.close()
+    reporter = RunReporter(folder, reporter)
+    with GracefulStop(lambda name: reporter.message(f"{name}: stopping after this update", "warning")) as stop:
+        run = TrainingRun(config, folder, reporter, stop)
+        try:
+            with SystemSampler(folder.path, run.device_memory()) as run.sampler:
+                return run.run(resume)
+        finally:
+            run.envs.close()
 
 
 class TrainingRun:
@@ -65,31 +76,50 @@ class TrainingRun:
         config: Everything that decides the result.
         folder: The run's folder.
         reporter: Shows progress.
+        stop: Says whether the run is to end early.
+
+    Attributes:
+        sampler: Looks at memory and processors meanwhile, if anything does.
     """
 
-    def __init__(self, config: TrainConfig, folder: RunFolder, reporter: Reporter) -> None:
+    def __init__(self, config: TrainConfig, folder: RunFolder, reporter: Reporter, stop: GracefulStop) -> None:
         self.config = config
+        self.sampler: SystemSampler | None = None
+        self._stop = stop
+        self._control = RemoteControl(folder, reporter, stop)
         self.folder = folder
         self.reporter = reporter
         self.policy = load_trained(config, for_training=True)
         scorer = build_scorer(config.reward, self.policy)
         self.envs = make_envs(config, self.policy)
         try:
-            self.envs.suite.select(config.env.tasks)
+            tasks = self.envs.suite.select(config.env.tasks)
+            folder.update_info(tasks={task.index: task.instruction for task in tasks})
             self.agent = GRPOAgent(self.policy, self.envs, scorer, config, folder, reporter)
         except BaseException:
             self.envs.close()
             raise
         self.agent.on_rollout = self._check_scorer
+        self.agent.on_beat = self._control.obey
+        self.agent.clock = self._control.clock
+        self._live = LivePictures(folder)
+        self.agent.pictures = RolloutPictures(folder, config.logging.episodes, self._live)
         if self.policy.remark is not None:
             reporter.message(self.policy.remark, "warning")
         self._check = ScorerCheck(seed=config.seed)
         self._videos: dict[str, VideoRecorder] = {}
-        self._started = time.perf_counter()
+        self._started = self._control.clock()
         self._spent = 0.0
         self._saved = -1
 
-    def run(self, resume: bool, stop: GracefulStop) -> TrainResult:
+    def device_memory(self) -> Callable[[], int] | None:
+        """What says how many bytes torch holds on the policy's CUDA device; None on the CPU."""
+        import torch
+
+        device = self.policy.device
+        return partial(torch.cuda.memory_reserved, device) if device.type == "cuda" else None
+
+    def run(self, resume: bool) -> TrainResult:
         """Evaluate, train, evaluate, report."""
         if resume:
             self._resume()
@@ -97,8 +127,8 @@ class TrainingRun:
             # Before anything that takes time, so that there is always something to resume.
             self._checkpoint()
         before = self._baseline()
-        self._learn(stop)
-        after = self._evaluate("after", stop)
+        self._learn()
+        after = self._evaluate("after")
         comparisons = {split: compare(before[split], after[split]) for split in after}
         return self._finish(comparisons)
 
@@ -111,23 +141,30 @@ class TrainingRun:
         self._saved = self.agent.update
         self.folder.rewind(self.agent.update)
         clock = self.folder.metrics()
-        self._spent = max((float(line.get("time/elapsed", 0.0)) for line in clock), default=0.0)
+        self._spent = max((float(line.get(names.TIME_ELAPSED, 0.0)) for line in clock), default=0.0)
         self.reporter.message(f"Going on after update {self.agent.update}, from {checkpoint}")
 
-    def _learn(self, stop: GracefulStop) -> None:
+    def _learn(self) -> None:
         grpo, every = self.config.grpo, self.config.evaluation.every
-        while self.agent.update < grpo.updates and not self._out_of_time() and not stop.requested:
+        while self.agent.update < grpo.updates and not self._out_of_time() and not self._stop.requested:
             self.agent.learn_once()
             done = self.agent.update
-            self.folder.log_metrics(done, {"time/elapsed": self._elapsed()})
+            lost = {names.WORKERS_REPLACED: self.envs.workers_lost}
+            self.folder.log_metrics(done, {names.TIME_ELAPSED: self._elapsed(), **lost})
             last = done == grpo.updates or self._out_of_time()
-            if every and done % every == 0 and not last:
+            if (self._control.take("evaluate") or (every and done % every == 0)) and not last:
                 self._log_evaluation(HELD_OUT, self._evaluate_split(HELD_OUT, None))
-            if done % self.config.checkpoint.every == 0:
+            if self._control.take("checkpoint") or done % self.config.checkpoint.every == 0:
                 self._checkpoint()
+            self._warn_if_blind()
         if self._saved != self.agent.update:
             self._checkpoint()
-        self._raise_if_asked(stop)
+        self._raise_if_asked()
+
+    def _warn_if_blind(self) -> None:
+        if self.sampler is not None and self.sampler.problem is not None:
+            self.reporter.message(f"Memory and processors are no longer watched: {self.sampler.problem}", "warning")
+            self.sampler.problem = None
 
     def _check_scorer(self, trajectories: list[Trajectory]) -> None:
         """Say how well the scorer tells success from failure, before it has decided much of the run."""
@@ -146,15 +183,15 @@ class TrainingRun:
             self.folder.alert("warning", text, advice)
             self.reporter.message(f"{text} {advice}", "warning")
 
-    def _raise_if_asked(self, stop: GracefulStop) -> None:
-        if stop.requested:
+    def _raise_if_asked(self) -> None:
+        if self._stop.requested:
             self.reporter.message(
                 f"Stopped after update {self.agent.update}; go on with: vlacoach train --resume latest"
             )
             raise KeyboardInterrupt
 
     def _elapsed(self) -> float:
-        return self._spent + time.perf_counter() - self._started
+        return self._spent + self._control.clock() - self._started
 
     def _out_of_time(self) -> bool:
         minutes = self.config.grpo.minutes
@@ -174,12 +211,12 @@ class TrainingRun:
         replace_text(file, text + "\n")
         return results
 
-    def _evaluate(self, when: str, stop: GracefulStop | None = None) -> dict[str, EvaluationResult]:
+    def _evaluate(self, when: str) -> dict[str, EvaluationResult]:
         results = {}
         for split in (HELD_OUT, TRAIN) if self.config.evaluation.train_states else (HELD_OUT,):
             results[split] = self._evaluate_split(split, when if split == HELD_OUT else None)
-        if stop is not None:
-            self._raise_if_asked(stop)
+        if when == "after":
+            self._raise_if_asked()
         # Together and last: a run that is killed in between evaluates again, and must not have lines twice.
         for split, result in results.items():
             self._log_evaluation(split, result)
@@ -199,9 +236,17 @@ class TrainingRun:
             states,
             split,
             self.reporter,
-            on_look=lambda: self.folder.beat(names.STAGE_EVALUATION),
+            on_look=self._beat,
             videos=videos,
+            on_pictures=self._show,
         )
+
+    def _beat(self) -> None:
+        self.folder.beat()
+        self._control.obey()
+
+    def _show(self, prompt: Prompt, number: int, picture: NDArray[np.uint8]) -> None:
+        self._live.take(number, prompt, picture, {"update": self.agent.update, "evaluation": True})
 
     def _log_evaluation(self, split: str, result: EvaluationResult) -> None:
         prefix = "eval" if split == HELD_OUT else "eval_train"
@@ -221,6 +266,7 @@ class TrainingRun:
 
     def _checkpoint(self) -> None:
         self.folder.log_event("stage", stage=names.STAGE_CHECKPOINT, update=self.agent.update)
+        self.folder.progress(names.STAGE_CHECKPOINT)
         lines = [line for line in self.folder.metrics() if line.get(names.STEP) == self.agent.update]
         score = next((float(line[names.ROLLOUT_SUCCESS]) for line in lines if names.ROLLOUT_SUCCESS in line), None)
         self.folder.checkpoints.save(self.agent.update, self.agent.save, score)

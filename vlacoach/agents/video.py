@@ -13,9 +13,7 @@ from PIL import Image
 
 from vlacoach.agents.prompts import Prompt
 from vlacoach.errors import RunError
-
-FRAMES_PER_SECOND = 5
-"""The policy looks every 8 control steps of 50 ms; this shows an episode at twice its speed."""
+from vlacoach.runs.videos import FRAMES_PER_SECOND
 
 
 class VideoRecorder:
@@ -51,7 +49,7 @@ class VideoRecorder:
         def show(number: int, picture: NDArray[np.uint8]) -> None:
             if number in self._pictures:
                 # Policies see the scene mirrored; people should not.
-                self._pictures[number].append(np.ascontiguousarray(picture[:, ::-1]))
+                self._pictures[number].append(upright(picture))
 
         return show
 
@@ -66,6 +64,11 @@ class VideoRecorder:
             for name, frames in self.frames().items()
             if frames
         ]
+
+
+def upright(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """A picture (H, W, 3) as people see the scene; policies see it mirrored."""
+    return np.ascontiguousarray(picture[:, ::-1])
 
 
 def write_video(stem: Path, frames: Sequence[NDArray[np.uint8]]) -> Path:

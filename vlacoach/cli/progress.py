@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from rich.progress import TimeRemainingColumn as RemainingColumn
 from rich.text import Text
 
 from vlacoach.runs import constants as names
+from vlacoach.runs.formatting import format_seconds, format_value
 from vlacoach.runs.reporting import Level, NullReporter, Reporter
 
 LINE_SECONDS = 5.0
@@ -33,25 +33,11 @@ _SHOWN = (
 _STYLES: dict[Level, str] = {"info": "", "warning": "yellow", "error": "bold red"}
 
 
-def format_value(value: object) -> str:
-    """A number in at most four significant digits; anything else as text."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return str(value)
-    return f"{value:.4g}" if math.isfinite(value) else str(value)
-
-
 def format_metrics(metrics: Mapping[str, Any]) -> str:
     """The metrics worth a glance on one line; where none is known, the first few as they are."""
     known = [f"{label} {format_value(metrics[key])}" for key, label in _SHOWN if key in metrics]
     others = [f"{key} {format_value(value)}" for key, value in list(metrics.items())[:6]]
     return "  ".join(known or others)
-
-
-def format_seconds(seconds: float) -> str:
-    """A duration such as ``"0:42"`` or ``"1:03:20"``."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 class _Course:

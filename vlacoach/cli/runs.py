@@ -88,7 +88,7 @@ def show_command(run: RunReference = "latest", runs_dir: RunsDir = DEFAULT_RUNS_
 def _show_details(details: dict[str, Any]) -> None:
     from rich.table import Table
 
-    from vlacoach.cli.progress import format_value
+    from vlacoach.runs.formatting import format_value
 
     table = Table(show_header=False)
     for key, value in details.items():

@@ -137,9 +137,10 @@ def sft_command(
     A LoRA is merged into the weights that are saved; on quantized weights it is saved by itself, for `vlacoach train
     --policy BASE --set policy.adapter=FOLDER`.
     """  # fmt: skip
-    from vlacoach.cli.progress import format_metrics, format_seconds, reporting
+    from vlacoach.cli.progress import format_metrics, reporting
     from vlacoach.envs.suites import get_suite
     from vlacoach.runs.files import plain
+    from vlacoach.runs.formatting import format_seconds
     from vlacoach.runs.indices import parse_indices
 
     sources = demos or [Path("demos")]

@@ -58,6 +58,9 @@ class Scorer(ABC):
     Args:
         rule: Constants of the self-referential rule that differ from SRPO's; see :class:`RewardRule`.
 
+    Attributes:
+        last_details: What the last call of :meth:`rewards` computed on the way, for logs; None before the first.
+
     Raises:
         UnknownNameError: If ``rule`` names a constant that does not exist.
     """
@@ -70,6 +73,7 @@ class Scorer(ABC):
             if key not in known:
                 raise UnknownNameError("constant of the reward rule", key, known)
         self.rule = RewardRule(**(rule or {}))
+        self.last_details: SelfReferentialDetails | None = None
 
     @abstractmethod
     def embed(self, trajectory: Trajectory) -> npt.NDArray[np.float32]:
@@ -204,7 +208,8 @@ class Scorer(ABC):
         Returns:
             (B,) float64 in the order of the trajectories, 0 to 1 with SRPO's constants.
         """
-        return self.details(trajectories, bank).score
+        self.last_details = self.details(trajectories, bank)
+        return self.last_details.score
 
     def parameters(self) -> list[Tensor]:
         """Weights that the scorer needs beside the policy's, trained or not; empty if none."""

@@ -235,6 +235,13 @@ class CheckpointConfig(Section):
     """Newest checkpoints that are kept, beside the best one."""
 
 
+class LoggingConfig(Section):
+    """What is recorded beside metrics and checkpoints."""
+
+    episodes: NonNegative = 4
+    """Episodes of each update whose pictures are kept as videos in the run folder; 0 keeps none."""
+
+
 class TrainConfig(Section):
     """Everything that decides the result of a training run."""
 
@@ -248,6 +255,7 @@ class TrainConfig(Section):
     grpo: GRPOConfig = GRPOConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    logging: LoggingConfig = LoggingConfig()
 
     @classmethod
     def load(cls, file: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:

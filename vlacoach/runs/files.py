@@ -54,11 +54,16 @@ def sync_folder(folder: Path) -> None:
 
 
 def replace_text(path: Path, text: str, sync: bool = True) -> None:
+    """Replace a file's contents by text, as :func:`replace_bytes` does."""
+    replace_bytes(path, text.encode("utf-8"), sync)
+
+
+def replace_bytes(path: Path, data: bytes, sync: bool = True) -> None:
     """Replace a file's contents in one step.
 
     Args:
         path: File to write; its folder must exist.
-        text: New contents.
+        data: New contents.
         sync: Whether to wait until the disk has them.
 
     Raises:
@@ -69,7 +74,7 @@ def replace_text(path: Path, text: str, sync: bool = True) -> None:
         try:
             try:
                 os.fchmod(descriptor, 0o644)
-                write_all(descriptor, text.encode("utf-8"))
+                write_all(descriptor, data)
                 if sync:
                     os.fsync(descriptor)
             finally:

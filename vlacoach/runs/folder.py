@@ -54,7 +54,7 @@ class RunFolder:
         self._writers: dict[str, JsonlWriter] = {}
         self._lock = -1
         self._last_beat = -BEAT_SECONDS
-        self._last_stage: str | None = None
+        self._progress: tuple[str | None, int | None, int | None] = (None, None, None)
 
     # Making and finding
 
@@ -233,7 +233,8 @@ class RunFolder:
         status = str(info.get("status", names.STATUS_CREATED))
         if status not in (names.STATUS_CREATED, names.STATUS_RUNNING, names.STATUS_PAUSED):
             return status
-        last = float(self.heartbeat().get(names.TIME, info.get("created", 0.0)))
+        signs = [self.heartbeat().get(names.TIME), info.get("created")]
+        last = next((sign for sign in signs if isinstance(sign, (int, float))), 0.0)
         return "stalled" if time.time() - last > STALE_SECONDS else status
 
     def config(self) -> TrainConfig:
@@ -278,23 +279,36 @@ class RunFolder:
         with writing(file), file.open("a", encoding="utf-8") as log:
             log.write(f"{datetime.now():%Y-%m-%d %H:%M:%S} {text}\n")
 
-    def beat(self, stage: str | None = None, done: int | None = None, total: int | None = None) -> None:
-        """Say that the run is alive and what it is doing; cheap enough to call at every simulator step.
+    def progress(self, stage: str, done: int | None = None, total: int | None = None) -> None:
+        """Say what the run is doing, and how far that is; then :meth:`beat`.
+
+        Args:
+            stage: What is being done.
+            done: Units of work done in it.
+            total: Units of work in it, or None if unknown.
+
+        Raises:
+            RunError: The folder is gone or not writable.
+        """
+        changed = stage != self._progress[0]
+        self._progress = (stage, done, total)
+        self.beat(force=changed)
+
+    def beat(self, force: bool = False) -> None:
+        """Say that the run is alive; cheap enough to call at every simulator step.
+
+        Args:
+            force: Write even if the last heartbeat is very young.
 
         Raises:
             RunError: The folder is gone or not writable.
         """
         now = time.monotonic()
-        if now - self._last_beat < BEAT_SECONDS and stage == self._last_stage:
+        if now - self._last_beat < BEAT_SECONDS and not force:
             return
-        self._last_beat, self._last_stage = now, stage
-        beat = {
-            names.TIME: round(time.time(), 3),
-            "pid": os.getpid(),
-            "stage": stage,
-            "done": done,
-            "total": total,
-        }
+        self._last_beat = now
+        stage, done, total = self._progress
+        beat = {names.TIME: round(time.time(), 3), "pid": os.getpid(), "stage": stage, "done": done, "total": total}
         replace_text(self.path / names.HEARTBEAT_FILE, json.dumps(beat) + "\n", sync=False)
 
     def rewind(self, step: int) -> None:

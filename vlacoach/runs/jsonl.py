@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from vlacoach.errors import RunError
 from vlacoach.runs.constants import TIME
@@ -84,17 +84,22 @@ class JsonlReader:
 
     Args:
         path: The file; it may not exist yet.
+        tail: Bytes at the end of the file to begin with, for files whose beginning is not worth the time; None begins
+            at the beginning.
 
     Attributes:
+        skipped: Bytes before the first line that was read.
         broken: Whole lines that were not JSON objects and were skipped.
         restarts: How often the file was found replaced or shortened, and reading began anew; whoever keeps
             the records of earlier calls must drop them when this number rises.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, tail: int | None = None) -> None:
         self.path = path
+        self.skipped = 0
         self.broken = 0
         self.restarts = 0
+        self._tail = tail
         self._offset = 0
         self._inode = 0
 
@@ -111,6 +116,8 @@ class JsonlReader:
                     self.restarts += 1
                     self.broken = 0
                     self._offset = 0
+                if self._inode != status.st_ino or not self._offset:
+                    self._offset = self.skipped = self._beginning(file, status.st_size)
                 self._inode = status.st_ino
                 file.seek(self._offset)
                 data = file.read()
@@ -121,6 +128,14 @@ class JsonlReader:
         whole = data[: data.rfind(b"\n") + 1]
         self._offset += len(whole)
         return [record for line in whole.splitlines() if (record := self._parse(line)) is not None]
+
+    def _beginning(self, file: BinaryIO, size: int) -> int:
+        """Where to begin: at the first line that lies wholly within the tail."""
+        if self._tail is None or size <= self._tail:
+            return 0
+        file.seek(size - self._tail - 1)
+        file.readline()
+        return file.tell()
 
     def _parse(self, line: bytes) -> dict[str, Any] | None:
         try:

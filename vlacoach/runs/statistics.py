@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
 
 
 @dataclass(frozen=True)
@@ -98,9 +98,10 @@ def mcnemar_exact(gained: int, lost: int) -> float:
     Returns:
         Two-sided p-value; 1 if nothing changed.
     """
-    if gained + lost == 0:
-        return 1.0
-    return float(stats.binomtest(gained, gained + lost, 0.5).pvalue)
+    changed = gained + lost
+    # Of a binomial with p = 1/2, which is symmetric; exact, for Python's integers do not overflow.
+    tail = sum(math.comb(changed, k) for k in range(min(gained, lost) + 1))
+    return min(1.0, 2 * tail / (1 << changed))
 
 
 def paired_difference(before: npt.ArrayLike, after: npt.ArrayLike, confidence: float = 0.95) -> PairedDifference:
@@ -164,7 +165,7 @@ def _combine(x: float, y: float, correlation: float) -> float:
 def _normal_quantile(confidence: float) -> float:
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must be between 0 and 1, not {confidence}")
-    return float(stats.norm.ppf(0.5 + confidence / 2))
+    return NormalDist().inv_cdf(0.5 + confidence / 2)
 
 
 def moving_average(values: npt.ArrayLike, weight: float = 0.8) -> npt.NDArray[np.float64]:
