@@ -118,3 +118,8 @@ def tick_labels(ticks: Floats) -> list[str]:
         if np.all(np.abs(rounded - ticks) <= distance / 100):
             break
     return [compact_number(tick, digits) for tick in ticks]
+
+
+def gap_count(gaps: int) -> str:
+    """How many values are missing, for example ``"2 gaps"``."""
+    return f"{gaps} gap" if gaps == 1 else f"{gaps} gaps"

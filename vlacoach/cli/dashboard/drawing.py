@@ -75,7 +75,7 @@ def _title_row(traces: Sequence[Trace], view: ChartView, styles: ChartStyles, wi
             parts.append((f"  {glyph}{_read_out(trace, view.cursor)}", Style(color=trace.series.color)))
     gaps = sum(trace.gaps for trace in traces)
     if gaps:
-        parts.append((f"  {gaps} gap{'s' if gaps > 1 else ''}", styles.axis))
+        parts.append((f"  {axes.gap_count(gaps)}", styles.axis))
     # The title gives way to the figures, down to a few letters.
     wanted, rest = cell_len(view.title), sum(cell_len(text) for text, _ in parts)
     title = set_cell_size(view.title, max(min(wanted, _LEAST_TITLE), min(wanted, width - rest)))

@@ -10,16 +10,17 @@ from vlacoach.cli.dashboard.axes import log_values
 from vlacoach.cli.dashboard.braille import Dots, Floats
 
 # Exact entries of the 256-color cube (components 0, 95, 135, 175, 215, 255), so that terminals without true color show
-# the same hues; after Okabe and Ito's palette for color-blind readers, moved to the cube and to brighter blues.
+# the same hues. From the entries light enough for a dark background, a search chose those farthest apart in CIELAB (at
+# least 28) for readers with full color vision, protanopia, deuteranopia, and tritanopia alike.
 SERIES_COLORS = (
     "#5fafff",  # sky blue
     "#ffaf00",  # orange
-    "#00af87",  # bluish green
-    "#d787d7",  # reddish purple
-    "#d75f00",  # vermilion
-    "#ffff87",  # yellow
+    "#00ff87",  # spring green
+    "#d7005f",  # crimson
+    "#af00ff",  # violet
     "#d7d7d7",  # gray
-    "#5f87af",  # steel blue
+    "#008700",  # green
+    "#d700af",  # magenta
 )
 """Colors of series, in the order in which to give them out."""
 
