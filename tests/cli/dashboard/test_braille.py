@@ -6,6 +6,8 @@ import pytest
 from vlacoach.cli.dashboard import braille
 from vlacoach.cli.dashboard.canvas import decode
 
+pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning")
+
 
 def drawn(values, width, height, bottom, top, ascii=False, steps=None):
     values = np.asarray(values, dtype=float)

@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 
 from vlacoach.cli.dashboard import axes
 
+pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning")
+
 
 @pytest.mark.parametrize(
     ("value", "label"),

@@ -11,6 +11,8 @@ from vlacoach.cli.dashboard.drawing import draw_chart
 from vlacoach.cli.dashboard.plot import ChartStyles, ChartView
 from vlacoach.cli.dashboard.series import ASCII_MARKERS, SERIES_COLORS, SERIES_MARKERS, ChartSeries, trace
 
+pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning")
+
 STYLES = ChartStyles(base=Style(), title=Style(bold=True), axis=Style(dim=True), cursor=Style(italic=True))
 
 
@@ -270,3 +272,14 @@ def test_any_series_at_any_size_fills_the_chart_exactly(
     for strip in strips:
         assert strip.cell_length == width
         assert sum(segment.cell_length for segment in strip) == width
+
+
+@given(
+    st.lists(st.tuples(st.floats(-1e12, 1e12) | st.sampled_from([np.nan, np.inf, 0.0, 1.0]), st.floats()), max_size=20),
+    st.floats(-1e12, 1e12),
+    st.floats(1e-3, 1e12),
+)
+def test_any_steps_in_any_view_fill_the_chart_exactly(points, start, span):
+    steps, values = (np.array([point[part] for point in points]) for part in (0, 1))
+    strips = draw([series(values, steps=steps, band=(values, values))], 37, 11, 0.5, start=start, stop=start + span)
+    assert [strip.cell_length for strip in strips] == [37] * 11

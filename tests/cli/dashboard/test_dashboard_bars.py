@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 
 from vlacoach.cli.dashboard.bars import histogram, interval_bar, progress_bar, sparkline
 
+pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning")
+
 
 @pytest.mark.parametrize(
     ("rate", "low", "high", "bar"),

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -231,6 +233,29 @@ def test_a_theme_changes_the_background_of_cached_rows():
         assert title_style(chart).bgcolor != before
 
     pilot_test(scenario, MetricChart("loss"))
+
+
+@pytest.mark.parametrize(("theme", "farther"), [("textual-dark", -1), ("textual-light", 1)])
+def test_axes_stand_back_behind_the_title(theme, farther):
+    async def scenario(pilot, chart):
+        pilot.app.theme = theme
+        chart.set_series([line()])
+        await pilot.pause()
+        axis = next(iter(chart.render_line(2))).style
+        assert axis.bgcolor == title_style(chart).bgcolor
+        assert np.sign(axis.color.triplet.red - title_style(chart).color.triplet.red) == farther
+
+    pilot_test(scenario, MetricChart("loss"))
+
+
+def test_the_widgets_load_nothing_heavy():
+    code = """
+import sys
+import vlacoach.cli.dashboard.bars, vlacoach.cli.dashboard.chart, vlacoach.cli.dashboard.picture
+print(sorted({"torch", "mujoco", "scipy", "matplotlib"} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 def test_without_colors_lines_carry_their_markers(monkeypatch):

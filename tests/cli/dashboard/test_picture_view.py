@@ -12,6 +12,8 @@ from textual.app import App, ComposeResult
 
 from vlacoach.cli.dashboard.picture import PictureView, ascii_art, fit, half_blocks
 
+pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning")
+
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 
 

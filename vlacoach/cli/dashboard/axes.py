@@ -63,10 +63,11 @@ def linear_ticks(low: float, high: float, count: int, smallest: float = 0.0) -> 
         return np.array([low])
     power = 10.0 ** math.floor(math.log10(rough))
     distance = next((factor * power for factor in (1, 2, 5) if factor * power >= rough * (1 - 1e-9)), 10 * power)
+    if not math.isfinite(distance):
+        return np.array([low])
     # A tick at the very end must not be lost to rounding.
     first, last = math.ceil(low / distance - 1e-9), math.floor(high / distance + 1e-9)
-    ticks = np.arange(first, last + 1) * distance
-    return np.asarray(ticks[np.isfinite(ticks)])
+    return np.asarray(np.arange(first, last + 1) * distance)
 
 
 def log_ticks(low: float, high: float, count: int) -> Floats:

@@ -231,8 +231,8 @@ class MetricChart(Widget, can_focus=True):
             self._traces = [trace(series, smoothing, view.log_scale) for series in self._series]
         styles = ChartStyles(
             base=self.visual_style.rich_style,
-            title=self.get_component_rich_style("metric-chart--title", partial=True),
-            axis=self.get_component_rich_style("metric-chart--axis", partial=True),
-            cursor=self.get_component_rich_style("metric-chart--cursor", partial=True),
+            title=self.get_component_rich_style("metric-chart--title"),
+            axis=self.get_component_rich_style("metric-chart--axis"),
+            cursor=self.get_component_rich_style("metric-chart--cursor"),
         )
         return draw_chart(self._traces, view, styles, max(size.width, 1), max(size.height, 1))

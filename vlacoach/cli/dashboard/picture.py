@@ -223,7 +223,7 @@ class PictureView(Widget):
 
     def _draw(self, width: int, height: int) -> list[Strip]:
         base = self.visual_style.rich_style
-        style = self.get_component_rich_style("picture-view--caption", partial=True)
+        style = self.get_component_rich_style("picture-view--caption")
         caption = (
             [text_row([(self._caption.center(width), style)], width, base)] if self._caption and height > 1 else []
         )
