@@ -131,6 +131,25 @@ def test_an_average_keeps_the_gaps():
     assert prepared.smooth == pytest.approx([1.0, np.nan, np.nan, 5 / 3], nan_ok=True)
 
 
+def test_an_average_that_no_double_holds_is_a_gap():
+    prepared = trace(series([np.finfo(float).max] * 3), 0.9, False)
+    assert np.isnan(prepared.smooth).any()
+    assert not np.isinf(prepared.smooth).any()
+
+
+def test_an_average_on_a_log_axis_keeps_the_gaps_of_values_at_or_below_zero():
+    prepared = trace(series([100.0, 0.0, -1.0, 100.0]), 0.5, True)
+    assert np.isnan(prepared.smooth).tolist() == [False, True, True, False]
+    assert prepared.smooth[0] == pytest.approx(2.0)
+
+
+def test_crossing_lines_share_the_dots_of_a_cell():
+    rising, falling = series([0.0, 1.0], name="up"), series([1.0, 0.0], name="down")
+    rows = texts(draw([rising, falling], 3, 6, stop=1.0))
+    # Alone, each line fills half of the middle cell.
+    assert rows[2:5] == ["⢣ ●", " ⣿ ", "⡜ ■"]
+
+
 def test_sparse_points_are_marked_and_connected():
     rows = texts(draw([series([0.0, 1.0, 0.0], steps=[0, 4, 8], markers=True)], 14, 7, stop=8, y_range=(0.0, 1.0)))
     plot = [row[5:] for row in rows[1:-1]]

@@ -133,8 +133,10 @@ def trace(series: ChartSeries, smoothing: float, log_scale: bool) -> Trace:
 def _average(values: Floats, finite: Dots, weight: float) -> Floats:
     from vlacoach.runs.statistics import moving_average
 
-    averages = moving_average(np.where(finite, values, np.nan), weight)
-    averages[~finite] = np.nan
+    # At the very end of what a double holds, an average may round to infinity; it is a gap then.
+    with np.errstate(over="ignore"):
+        averages = moving_average(np.where(finite, values, np.nan), weight)
+    averages[~(finite & np.isfinite(averages))] = np.nan
     return averages
 
 
