@@ -21,6 +21,11 @@ settings.register_profile("no deadline", deadline=None)
 settings.load_profile("no deadline")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let golden files be written anew, after somebody has looked at what they would say."""
+    parser.addoption("--update-golden", action="store_true", help="store screens as they are now")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _scene_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Compiled scenes go to a folder of the session: only the first test waits for one, and none is left behind."""

@@ -21,6 +21,7 @@ from vlacoach.cli.eval import evaluate_command
 from vlacoach.cli.plan import plan_command
 from vlacoach.cli.sft import sft_command
 from vlacoach.cli.train import train_command
+from vlacoach.cli.watch import watch_command
 from vlacoach.errors import ConfigError, ExitCode, VlacoachError
 
 
@@ -52,6 +53,7 @@ app = typer.Typer(
 
 _TRAINING, _INSPECTION = "Train and evaluate", "Look and check"
 app.command("train", rich_help_panel=_TRAINING)(train_command)
+app.command("watch", rich_help_panel=_TRAINING)(watch_command)
 app.command("eval", rich_help_panel=_TRAINING)(evaluate_command)
 app.command("sft", rich_help_panel=_TRAINING)(sft_command)
 app.add_typer(demos.app, name="demos", rich_help_panel=_TRAINING)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from vlacoach.cli.console import narration, show, show_json, verbosity
 from vlacoach.cli.options import (
     CONFIGURATION,
     DEFAULT_RUNS_DIR,
+    OUTPUT,
     ConfigFile,
     Head,
     Json,
@@ -35,6 +37,7 @@ CHANGEABLE = (
     "grpo.updates",
     "grpo.minutes",
     "checkpoint.",
+    "logging.",
     "env.workers",
     "grpo.micro_batch",
     "grpo.feature_budget",
@@ -87,6 +90,10 @@ def train_command(
             rich_help_panel=_UPDATE,
         ),
     ] = None,
+    watch: Annotated[
+        bool,
+        typer.Option("--watch", help="Train in a process of its own and show the dashboard.", rich_help_panel=OUTPUT),
+    ] = False,
     head: Head = None,
     quantize: Quantize = None,
     unnorm_key: UnnormKey = None,
@@ -108,7 +115,16 @@ def train_command(
       vlacoach train --config configs/train.yaml --no-temporal --set grpo.clip_high=0.3
 
       vlacoach train --resume latest --updates 80
+
+      vlacoach train --watch
     """  # fmt: skip
+    if watch:
+        from vlacoach.cli.launch import train_and_watch
+
+        if as_json:
+            raise ConfigError("--watch and --json contradict each other.", "Give one of them.")
+        train_and_watch([argument for argument in sys.argv[1:] if argument != "--watch"], runs_dir)
+        return
     from vlacoach.cli.checks import check_names
     from vlacoach.cli.progress import reporting
     from vlacoach.runs.resolve import Flag
@@ -182,8 +198,8 @@ def _show(result: TrainResult, as_json: bool) -> None:
     if as_json:
         show_json(result.to_json())
         return
-    from vlacoach.cli.progress import format_seconds
     from vlacoach.cli.tables import comparison_table
+    from vlacoach.runs.formatting import format_seconds
 
     for comparison in result.comparisons.values():
         show(comparison_table(comparison))
