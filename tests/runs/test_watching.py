@@ -130,7 +130,7 @@ def test_a_run_that_is_deleted_while_watched_is_said_to_be_gone_and_what_was_rea
     watcher.poll()
     shutil.rmtree(run.path)
     assert "problem" in watcher.poll()
-    assert "is gone" in watcher.problem
+    assert "folder is gone" in watcher.problem
     assert watcher.metrics.last("rollout/success") == 0.5
 
 

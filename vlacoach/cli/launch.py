@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import typer
@@ -17,11 +18,14 @@ from vlacoach.errors import RunError
 from vlacoach.runs.constants import RUN_FILE
 from vlacoach.runs.files import writing
 from vlacoach.runs.finding import list_runs
+from vlacoach.runs.folder import RunFolder
+from vlacoach.runs.overview import ACTIVE
 
 CONSOLE_FILE = "console.txt"
 """What the trainer printed, in its run folder."""
 
 _LOOK_SECONDS = 0.2
+_END_SECONDS = 20.0
 
 
 def train_and_watch(arguments: Sequence[str], runs_dir: Path) -> None:
@@ -86,6 +90,10 @@ def _writer(run: Path) -> int | None:
 
 def _say_goodbye(trainer: subprocess.Popen[bytes], run: Path) -> None:
     status = trainer.poll()
+    if status is None and RunFolder(run).status() not in ACTIVE:
+        # It has said that it is over; its processes take a moment.
+        with suppress(subprocess.TimeoutExpired):
+            status = trainer.wait(_END_SECONDS)
     if status is None:
         narration().print(f"The training goes on as process {trainer.pid}. Watch it: vlacoach watch {run.name}")
         narration().print(f"End it after its update: kill -INT {trainer.pid}")

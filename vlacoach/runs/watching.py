@@ -99,7 +99,7 @@ class RunWatcher:
             self._read(changed)
             self.problem = None
         except (RunError, ConfigError) as error:
-            self.problem = error.message if self.path.is_dir() else f"{self.path} is gone."
+            self.problem = error.message if self.path.is_dir() else f"The run folder is gone: {self.path}."
         except OSError as error:
             self.problem = f"{error.filename or self.path} cannot be read: {error.strerror}."
         changed |= {name for name, old, new in _pairs(before, (self.status, self.problem)) if old != new}

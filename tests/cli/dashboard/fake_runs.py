@@ -19,13 +19,15 @@ EPOCH = 1_790_000_000.0
 """When the runs of these tests began: a fixed moment, so that screens are equal every day."""
 
 
-def make_run(root: Path, name: str = "demo", updates: int = 12, status: str = names.STATUS_FINISHED, **grpo: Any) -> Path:
+def make_run(
+    root: Path, name: str = "demo", updates: int = 12, status: str = names.STATUS_FINISHED, **grpo: Any
+) -> Path:
     """A run of 40 updates of which some are done: two tasks, 16 episodes an update, one of which has a video."""
     config = TrainConfig(name=name, env={"suite": "libero_goal", "tasks": "1,8"}, grpo={"updates": 40, **grpo})
     with RunFolder.create(root, name, config, {"grpo.updates": "--updates"}) as run:
-        run.update_info(created=EPOCH, host="somewhere", pid=1, platform="Linux", python="3.11", versions={"torch": "2"},
-                        tasks={"1": "put the bowl on the stove", "8": "put the bowl on the plate"},
-                        argv=["vlacoach", "train"])  # fmt: skip
+        facts = {"host": "somewhere", "pid": 1, "platform": "Linux", "python": "3.11", "versions": {"torch": "2"}}
+        tasks = {"1": "put the bowl on the stove", "8": "put the bowl on the plate"}
+        run.update_info(created=EPOCH, tasks=tasks, argv=["vlacoach", "train"], **facts)
         run.set_status(names.STATUS_RUNNING)
         rng = np.random.default_rng(0)
         evaluation(run, 0, 8)
@@ -35,7 +37,12 @@ def make_run(root: Path, name: str = "demo", updates: int = 12, status: str = na
             evaluation(run, updates, 15)
         for second in range(20):
             run.writer(names.SYSTEM_FILE).write(
-                {"time": EPOCH + 5 * second, "system/rss": 2e9 + 1e7 * second, "system/cpu": 150.0, "system/processes": 3}
+                {
+                    "time": EPOCH + 5 * second,
+                    "system/rss": 2e9 + 1e7 * second,
+                    "system/cpu": 150.0,
+                    "system/processes": 3,
+                }
             )
         run.log_event("scorer", scorer="siglip-t", auroc=0.91, low=0.85, high=0.95)
         (run.path / names.LOG_FILE).write_text("".join(

@@ -42,7 +42,7 @@ def test_tasks_are_shown_worst_first_with_their_instruction(drive):
     text = drive("3", size=(120, 40))
     worst, best = text.index("put the bowl on the stove"), text.index("put the bowl on the plate")
     assert worst < best
-    assert "25.0 [17, 36]" in text
+    assert "25.0 [17, 35]" in text
 
 
 def test_a_run_without_updates_says_so_on_every_pane(drive, tmp_path):

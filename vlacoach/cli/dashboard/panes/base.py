@@ -2,13 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
+from rich.text import Text
 from textual.widget import Widget
-from textual.widgets import Input
+from textual.widgets import DataTable, Input
 
 from vlacoach.cli.dashboard.chart import MetricChart
 from vlacoach.cli.dashboard.view import View
+
+
+def fill_table(table: DataTable[Text], columns: Sequence[str], rows: Sequence[Sequence[Text]]) -> None:
+    """Write a table anew; its cursor stays on its row.
+
+    Args:
+        table: The table.
+        columns: Headings.
+        rows: One text a column each.
+    """
+    cursor = table.cursor_row
+    table.clear(columns=True)
+    for index, heading in enumerate(columns):
+        # Widths are given, because a table that measures itself when idle shows rows that were drawn before cut short.
+        table.add_column(heading, width=max([len(heading), *(row[index].cell_len for row in rows)]))
+    for row in rows:
+        table.add_row(*row)
+    if rows:
+        table.move_cursor(row=min(cursor, len(rows) - 1))
+
 
 ALL_FILES: frozenset[str] = frozenset({"*"})
 """Instead of the names of changed files: the pane has just come on screen, and knows nothing."""

@@ -11,7 +11,7 @@ from textual.app import ComposeResult
 from textual.widgets import DataTable, Static
 
 from vlacoach.cli.dashboard.fuzzy import matches
-from vlacoach.cli.dashboard.panes.base import FilterPane
+from vlacoach.cli.dashboard.panes.base import FilterPane, fill_table
 from vlacoach.cli.dashboard.view import View
 from vlacoach.runs import constants as names
 from vlacoach.runs.watching import RunWatcher
@@ -57,17 +57,14 @@ class ConfigPane(FilterPane):
     def choose(self) -> None:
         """Write the list anew."""
         table = self.query_one(DataTable)
-        table.clear(columns=True)
         rows = self._rows()
         if self._other is None:
-            table.add_columns("setting", "value", "from")
+            fill_table(table, ("setting", "value", "from"), rows)
             note = f"{len(rows)} of {len(self._config)} settings"
         else:
             name = self._other.path.resolve().name
-            table.add_columns("setting", "this run", name)
+            fill_table(table, ("setting", "this run", name), rows)
             note = self._other.problem or f"{len(rows)} settings differ from {name}; d shows all again"
-        for row in rows:
-            table.add_row(*row)
         self.query_one("#config-note", Static).update(note if self._config else "This run has no configuration.")
 
     def _rows(self) -> list[tuple[Text, ...]]:

@@ -10,7 +10,7 @@ from textual.app import ComposeResult
 from textual.message import Message
 from textual.widgets import DataTable, Static
 
-from vlacoach.cli.dashboard.panes.base import FilterPane
+from vlacoach.cli.dashboard.panes.base import FilterPane, fill_table
 from vlacoach.cli.dashboard.view import View
 from vlacoach.runs import constants as names
 from vlacoach.runs.formatting import format_value
@@ -69,13 +69,8 @@ class EpisodesPane(FilterPane):
         if self._sort:
             fitting.sort(key=lambda episode: _order(episode, column))
         self._listed = fitting[:ROWS]
-        row = table.cursor_row
-        table.clear(columns=True)
-        table.add_columns(*(f"{name} *" if name == column else name for name in COLUMNS))
-        for episode in self._listed:
-            table.add_row(*_cells(episode))
-        if self._listed:
-            table.move_cursor(row=min(row, len(self._listed) - 1))
+        headings = [f"{name} *" if name == column else name for name in COLUMNS]
+        fill_table(table, headings, [_cells(episode) for episode in self._listed])
         older = ", older ones are not read" if self._skipped else ""
         won = sum(bool(episode.get("success")) for episode in fitting)
         note = f"{len(self._listed)} of {len(fitting)} shown, {won} succeeded{older}; sorted by {column}"
