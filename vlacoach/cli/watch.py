@@ -46,18 +46,18 @@ def watch_command(
 
       vlacoach watch --once --json
     """  # fmt: skip
-    from vlacoach.runs.finding import find_run
+    from vlacoach.runs.folder import RunFolder
 
     if as_json and not once:
         raise ConfigError("--json prints the overview as one document.", "Add --once.")
-    found = find_run(run, runs_dir)
+    found = RunFolder.open(run, runs_dir).path
     if once:
         _print_overview(found, ascii, as_json)
         return
     require_terminal()
     from vlacoach.cli.dashboard.view import Options
 
-    others = [find_run(reference, runs_dir) for reference in over or ()]
+    others = [RunFolder.open(reference, runs_dir).path for reference in over or ()]
     run_dashboard(found, Options(runs_dir, readonly, ascii), others)
 
 
@@ -85,14 +85,11 @@ def run_dashboard(run: Path, options: Options, others: list[Path]) -> None:
 
 def _print_overview(run: Path, ascii: bool, as_json: bool) -> None:
     from vlacoach.cli.dashboard.summary import overview_text
-    from vlacoach.errors import RunError
     from vlacoach.runs.overview import overview
     from vlacoach.runs.watching import RunWatcher
 
     watcher = RunWatcher(run)
     watcher.poll()
-    if not watcher.info:
-        raise RunError(watcher.problem or f"{run} cannot be read.")
     view = overview(watcher)
     if as_json:
         show_json(view.to_json())

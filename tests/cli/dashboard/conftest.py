@@ -50,7 +50,9 @@ async def settle(pilot: Any) -> None:
     """Wait until files have been read, messages handled, and the screen drawn."""
     app = pilot.app
     for _ in range(3):
-        await app.workers.wait_for_complete([w for w in app.workers if w.group == "poll" or w.name == "_read"])
+        # One by one: an empty list would mean all workers, and some wait for a key.
+        for worker in [worker for worker in app.workers if worker.group == "poll"]:
+            await worker.wait()
         await pilot.pause()
 
 

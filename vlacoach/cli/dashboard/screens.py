@@ -264,7 +264,8 @@ class EpisodeScreen(ModalScreen[None]):
         # The last picture is held for a second at the end of a video; once is enough here.
         self._frames = frames[: len(frames) - FRAMES_PER_SECOND] or frames
         self._note = note
-        self._draw()
+        if self.is_attached:  # It may have been closed meanwhile.
+            self._draw()
 
     def _draw(self) -> None:
         count = len(self._frames)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping
 
 from rich.text import Text
@@ -34,7 +35,7 @@ def overview_text(view: Overview, width: int, ascii: bool = False) -> Text:
     Returns:
         Lines, none longer than ``width``.
     """
-    blocks = [_course(view, width, ascii), _successes(view, width, ascii), _health(view), _notes(view)]
+    blocks = [_course(view, width, ascii), _successes(view, width, ascii), _health(view), _notes(view, width)]
     text = Text("\n\n").join(block for block in blocks if block)
     lines = text.split("\n", allow_blank=True)
     for line in lines:
@@ -157,20 +158,21 @@ def _groups(health: Mapping[str, float]) -> str:
     return f"{kept} of {health[names.ROLLOUT_GROUPS]:.0f} kept, {failed} all failed, {solved} all succeeded"
 
 
-def _notes(view: Overview) -> Text:
-    rows = []
+def _notes(view: Overview, width: int) -> Text:
+    """What needs attention, in whole sentences: these lines are wrapped, not cut."""
+    notes: list[tuple[str, str]] = []
     if view.problem is not None:
-        rows.append(Text(view.problem, style="bold red"))
+        notes.append((view.problem, "bold red"))
     for alert in view.alerts[-ALERTS_SHOWN:]:
         style = "bold red" if alert.get("level") == "error" else "yellow"
-        rows.append(Text(f"{alert.get('level', 'alert')}: {alert.get('message', '')}", style=style))
+        notes.append((f"{alert.get('level', 'alert')}: {alert.get('message', '')}", style))
         if alert.get("advice"):
-            rows.append(Text(f"  {alert['advice']}", style="dim"))
+            notes.append((f"  {alert['advice']}", "dim"))
     if more := max(0, len(view.alerts) - ALERTS_SHOWN):
-        rows.append(Text(f"and {more} earlier alerts", style="dim"))
+        notes.append((f"and {more} earlier alerts", "dim"))
     for file, count in view.broken_lines.items():
-        rows.append(Text(f"{count} broken lines in {file} were skipped", style="yellow"))
+        notes.append((f"{count} broken lines in {file} were skipped", "yellow"))
     if view.nonfinite:
         named = ", ".join(f"{key} {count}x" for key, count in list(view.nonfinite.items())[:4])
-        rows.append(Text(f"not finite: {named}", style="yellow"))
-    return Text("\n").join(rows)
+        notes.append((f"not finite: {named}", "yellow"))
+    return Text("\n").join(Text(line, style) for note, style in notes for line in textwrap.wrap(note, max(width, 8)))

@@ -115,6 +115,8 @@ class RobotPane(Pane):
         return picture
 
     def _draw(self, picture: LivePicture | None, problem: str | None) -> None:
+        if not self.is_attached:
+            return  # The dashboard was left meanwhile.
         if picture is not None:
             self.query_one(PictureView).show(picture.pixels, self._caption(picture))
         self._problem = problem
