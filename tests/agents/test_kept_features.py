@@ -61,7 +61,7 @@ def advantages(trajectories: Sequence[Trajectory]) -> np.ndarray:
 
 def loss_and_gradient(agent: GRPOAgent, trajectories: Sequence[Trajectory]) -> tuple[torch.Tensor, torch.Tensor]:
     agent.optimizer.zero_grad(set_to_none=True)
-    loss, _ = agent.loss(trajectories, torch.from_numpy(advantages(trajectories)))
+    loss, _ = agent.loss(trajectories, torch.from_numpy(advantages(trajectories)), agent.token_weights(trajectories))
     loss.backward()
     return loss.detach(), gradient(agent)
 

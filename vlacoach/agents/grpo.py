@@ -27,7 +27,6 @@ from torch import Tensor
 from vlacoach.agents.batching import cut, look_batches, pad_tokens
 from vlacoach.agents.metrics import add_statistics, rollout_metrics
 from vlacoach.agents.objectives import (
-    Reduction,
     clipped_loss,
     group_advantage,
     informative_groups,
@@ -277,9 +276,7 @@ class GRPOAgent:
         self.optimizer.zero_grad(set_to_none=True)
         tolerance = RATIO_TOLERANCE[self.policy.precision]
         total: dict[str, float] = {}
-        looks, size = [t.num_looks for t in trajectories], self.policy.config.num_action_tokens
-        counts = self.policy.action_dim * torch.tensor([t.length for t in trajectories])
-        weights = token_weights(counts, max(looks) * size, grpo.reduction)
+        looks, weights = [t.num_looks for t in trajectories], self.token_weights(trajectories)
         for pieces in look_batches(looks, grpo.micro_batch):
             part = [cut(trajectories[row], start, stop) for row, start, stop in pieces]
             rows = [row for row, _, _ in pieces]
@@ -303,16 +300,21 @@ class GRPOAgent:
         self.optimizer.step()
         return {**total, names.TRAIN_GRADIENT_NORM: float(norm)}
 
+    def token_weights(self, trajectories: Sequence[Trajectory]) -> Tensor:
+        """(B,) float32: what a token of each trajectory counts for in an optimizer step on all of them."""
+        counts = self.policy.action_dim * torch.tensor([t.length for t in trajectories])
+        width = self.policy.config.num_action_tokens * max(t.num_looks for t in trajectories)
+        return token_weights(counts, width, self.config.grpo.reduction)
+
     def loss(
-        self, trajectories: Sequence[Trajectory], advantage: Tensor, weight: Tensor | None = None
+        self, trajectories: Sequence[Trajectory], advantage: Tensor, weight: Tensor
     ) -> tuple[Tensor, dict[str, float]]:
-        """Clipped loss of trajectories on their stored features and tokens.
+        """Clipped loss of trajectories, or of pieces of them, on their stored features and tokens.
 
         Args:
             trajectories: B trajectories.
             advantage: (B,) float32.
-            weight: (B,) float32, what a token of each counts for, if these are pieces of a larger whole; None reduces
-                them as the configuration says.
+            weight: (B,) float32, see :meth:`token_weights`.
 
         Returns:
             The scalar loss, and statistics over the executed tokens.
@@ -321,8 +323,7 @@ class GRPOAgent:
         log_prob, entropy = self.log_prob(trajectories)
         batch = pad_tokens(trajectories, self.policy.chunk_size, self.policy.action_dim, log_prob.device)
         new = batch.scatter(log_prob)
-        reduction: Reduction = grpo.reduction if weight is None else "sum"
-        weights = None if weight is None else weight.to(new.device)[:, None].expand_as(new)
+        weights = weight.to(new.device)[:, None].expand_as(new)
         old = batch.scatter(torch.cat([t.log_prob for t in trajectories]).to(log_prob.device))
         loss, stats = clipped_loss(
             new,
@@ -332,7 +333,7 @@ class GRPOAgent:
             grpo.clip_low,
             grpo.clip_high,
             grpo.dual_clip,
-            reduction,
+            "sum",
             weights,
         )
         stats["entropy"] = float(batch.scatter(entropy.detach())[batch.mask].mean())
@@ -340,7 +341,7 @@ class GRPOAgent:
         if grpo.kl_coefficient > 0:
             with lora.reference(self.policy), torch.no_grad():
                 reference, _ = self.log_prob(trajectories)
-            divergence = kl_penalty(new, batch.scatter(reference), batch.mask, reduction, weights)
+            divergence = kl_penalty(new, batch.scatter(reference), batch.mask, "sum", weights)
             stats["reference_kl"] = divergence.item()
             loss = loss + grpo.kl_coefficient * divergence
         return loss, stats
