@@ -71,6 +71,17 @@ def gradient(agent: GRPOAgent, trajectories: Sequence[Trajectory], advantage: np
     return torch.cat([parameter.grad.flatten().clone() for parameter in agent.parameters])
 
 
+def stepped(agent: GRPOAgent) -> list[torch.Tensor]:
+    """Grows by the gradient, as the optimizer takes it, with each of its steps: afterwards none is left."""
+    taken: list[torch.Tensor] = []
+
+    def take(*_: Any) -> None:
+        taken.append(torch.cat([parameter.grad.flatten().clone() for parameter in agent.parameters]))
+
+    agent.optimizer.register_step_pre_hook(take)
+    return taken
+
+
 def numbers(metrics: dict[str, float]) -> dict[str, float]:
     """What a run must repeat: everything but the clock."""
     return {key: value for key, value in metrics.items() if not key.startswith("time/")}
@@ -374,8 +385,9 @@ def test_the_size_of_micro_batches_changes_nothing(reduction: str, kl_coefficien
         agent.config = toy_config(grpo={"max_grad_norm": 1e9, **grpo})
         trajectories, advantage = batch(agent)
         assert len({t.num_looks for t in trajectories}) == 3
+        taken = stepped(agent)
         stats.append(agent.improve(trajectories, advantage))
-        gradients.append(torch.cat([parameter.grad.flatten() for parameter in agent.parameters]))
+        gradients += taken
     for other, numbers in zip(gradients[1:], stats[1:], strict=True):
         assert (gradients[0] - other).norm() <= 1e-5 * gradients[0].norm()
         assert numbers == pytest.approx(stats[0], rel=1e-4, abs=1e-5)
@@ -450,6 +462,16 @@ def test_target_kl_ends_the_passes_early():
     assert patient.learn_once()["train/steps"] == 6
 
 
+def test_no_gradient_is_left_when_the_rollout_begins():
+    agent = make_agent(grpo={"minibatches": 2})
+    trajectories, advantage = batch(agent)
+    taken = stepped(agent)
+    agent.improve(trajectories, advantage)
+    assert len(taken) == 2
+    assert all(one.any() for one in taken)
+    assert all(parameter.grad is None for parameter in agent.policy.model.parameters())
+
+
 def test_the_learning_rate_warms_up():
     agent = make_agent(grpo={"warmup_updates": 3, "learning_rate": 1e-3})
     rates = [metrics["train/learning_rate"] for metrics in learn(agent, 5)]
@@ -460,8 +482,9 @@ def test_the_learning_rate_warms_up():
 def test_the_gradient_is_scaled_down_to_its_limit():
     agent = make_agent(grpo={"max_grad_norm": 1e-3})
     trajectories, advantage = batch(agent)
+    taken = stepped(agent)
     assert agent.improve(trajectories, advantage)["train/gradient_norm"] > 1e-3
-    clipped = torch.cat([parameter.grad.flatten() for parameter in agent.parameters])
+    (clipped,) = taken
     assert clipped.norm().item() == pytest.approx(1e-3, rel=1e-2)
 
 

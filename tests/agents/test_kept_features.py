@@ -208,10 +208,11 @@ def test_the_size_of_micro_batches_changes_no_step(checkpointing: bool, budget: 
         agent = make_agent(grpo={"micro_batch": size})
         agent.policy.gradient_checkpointing = checkpointing
         trajectories = played(agent.policy, budget)
-        before = weights(agent)
+        before, taken = weights(agent), []
+        agent.optimizer.register_step_pre_hook(lambda *_, agent=agent, taken=taken: taken.append(gradient(agent)))
         stats = agent.improve(trajectories, advantages(trajectories))
-        assert stats["train/steps"] == 1
-        steps.append((torch.tensor(stats["train/loss"]), gradient(agent), weights(agent) - before))
+        assert stats["train/steps"] == len(taken) == 1
+        steps.append((torch.tensor(stats["train/loss"]), taken[0], weights(agent) - before))
     for *slope, change in steps[1:]:
         agree((slope[0], slope[1]), steps[0][:2], 1e-5)
         torch.testing.assert_close(change, steps[0][2], rtol=0, atol=1e-5)

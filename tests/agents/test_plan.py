@@ -258,7 +258,8 @@ def test_one_turn_of_each_stage_runs_and_is_measured():
     states = 3 * 4 * adapter_parameters(SMALL.language, RANK)
     inputs = settings.looks_at_once * settings.feature_bytes
     assert measured["update"] == pytest.approx(activations + states + inputs, rel=0.05)
-    assert states < measured["rollout"] < measured["update"]
+    # Moments stay, gradients do not.
+    assert states * 2 / 3 < measured["rollout"] < measured["update"]
 
 
 def test_measuring_needs_a_gpu(monkeypatch):

@@ -64,6 +64,7 @@ def test_parts_are_what_their_names_say(plan):
     assert update["weights: language model's linear layers"] * 8 / linear == pytest.approx(4.127, abs=1e-3)
     assert update["adapter"] == update["gradients"] == 4 * ADAPTER
     assert update["optimizer"] == 8 * ADAPTER
+    assert "gradients" not in plan(*A10G)["memory"]["rollout"]
     assert (update["CUDA context"], update["rendering"]) == (CONTEXT_BYTES, 4 * RENDER_BYTES)
     whole = plan(*A10G, "--quantize", "none")["memory"]["update"]
     assert sum(size for part, size in whole.items() if part.startswith("weights")) == 2 * PARAMETERS

@@ -298,6 +298,7 @@ class GRPOAgent:
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, grpo.max_grad_norm)
         require_finite("The gradient's norm", norm)
         self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)  # Rollout and reward have better use for the memory.
         return {**total, names.TRAIN_GRADIENT_NORM: float(norm)}
 
     def token_weights(self, trajectories: Sequence[Trajectory]) -> Tensor:

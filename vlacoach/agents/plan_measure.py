@@ -117,7 +117,7 @@ def build_policy(settings: PlanSettings, device: torch.device) -> VLAPolicy:
 
 
 def run_stages(policy: VLAPolicy, settings: PlanSettings, meter: Meter) -> dict[str, int]:
-    """Peaks of a rollout's round and of an optimizer step, in the steady state: gradients and moments are there."""
+    """Peaks of a rollout's round and of an optimizer step, in the steady state: the optimizer's moments are there."""
     rows = settings.looks_at_once
     instruction = instruction_of(policy, settings.prompt_tokens)
     trained = list(lora.trainable_parameters(policy).values())
@@ -132,6 +132,7 @@ def run_stages(policy: VLAPolicy, settings: PlanSettings, meter: Meter) -> dict[
         loss = _loss(policy, features, instruction, tokens)
         torch.autograd.backward(loss)
         optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
 
     def rollout() -> None:
         side = policy.image_size

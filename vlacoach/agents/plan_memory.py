@@ -1,7 +1,7 @@
 """Bytes of an update's stages by part: on the GPU, and in the host's memory.
 
-The stages follow each other, so the peak is the largest of them, not their sum. Gradients are part of all three: they
-are dropped when the next optimizer step begins.
+The stages follow each other, so the peak is the largest of them, not their sum. Gradients are part of the update alone:
+they are dropped when the optimizer has taken its step.
 """
 
 from __future__ import annotations
@@ -93,18 +93,23 @@ def plan_memory(settings: PlanSettings) -> Memory:
 
 def resident_parts(settings: PlanSettings) -> dict[str, int]:
     """What stays on the GPU through all stages."""
-    numerics, language = settings.numerics, settings.config.language
-    sizes = weight_bytes(settings.config, numerics)
-    parts = {f"weights: {part}": size for part, size in sizes.items()}
-    if numerics.rank is None:
-        trained, adapter = sum(sizes[part] for part in (EMBEDDING, LINEAR, NORMS, OUTPUT)), 0
-    else:
-        trained = adapter = SINGLE * adapter_parameters(language, numerics.rank)
-    # AdamW's two moments have their weights' format, and so have gradients.
-    parts |= {ADAPTER: adapter, GRADIENTS: trained, OPTIMIZER: 2 * trained}
-    parts[RENDERING] = settings.workers * RENDER_BYTES
-    parts[CONTEXT] = CONTEXT_BYTES
-    return parts
+    sizes = weight_bytes(settings.config, settings.numerics)
+    trained = trained_bytes(settings)
+    return {
+        **{f"weights: {part}": size for part, size in sizes.items()},
+        ADAPTER: 0 if settings.rank is None else trained,
+        OPTIMIZER: 2 * trained,  # AdamW's two moments have their weights' format.
+        RENDERING: settings.workers * RENDER_BYTES,
+        CONTEXT: CONTEXT_BYTES,
+    }
+
+
+def trained_bytes(settings: PlanSettings) -> int:
+    """Bytes of the weights that are trained; so many have their gradients."""
+    if settings.rank is not None:
+        return SINGLE * adapter_parameters(settings.config.language, settings.rank)
+    sizes = weight_bytes(settings.config, settings.numerics)
+    return sum(sizes[part] for part in (EMBEDDING, LINEAR, NORMS, OUTPUT))
 
 
 def _stage(name: str, resident: dict[str, int], own: dict[str, int]) -> Stage:
@@ -133,12 +138,12 @@ def _update_parts(settings: PlanSettings, recomputed: bool) -> dict[str, int]:
     config, numerics, rows = settings.config, settings.numerics, settings.looks_at_once
     activations = update_activations(config, rows, settings.length, numerics)
     kept = min(sum(activations.kept.values()), activations.peak)
+    gradients = trained_bytes(settings)
     # The optimizer's step: it runs when no activation is left, and works with roots of all second moments.
-    resident = resident_parts(settings)
-    working = max(activations.peak - kept, resident[GRADIENTS] - kept)
+    working = max(activations.peak - kept, gradients - kept)
     if recomputed:
         working = max(working, vision_activations(config, _ENCODED_AT_ONCE, numerics) - kept)
-    return {ACTIVATIONS: kept, WORKING: working, FEATURES: rows * settings.feature_bytes}
+    return {GRADIENTS: gradients, ACTIVATIONS: kept, WORKING: working, FEATURES: rows * settings.feature_bytes}
 
 
 def recomputed_share(settings: PlanSettings, looks: float) -> float:
