@@ -34,6 +34,7 @@ from vlacoach.policies import VLAPolicy
 from vlacoach.policies.configuration import DinoConfig, LanguageConfig, VisionConfig, VLAConfig
 from vlacoach.policies.log_prob import action_log_prob
 from vlacoach.policies.modeling import PrismaticVLA
+from vlacoach.policies.openvla import OpenVLAOptions
 from vlacoach.policies.quantization import LANGUAGE_LINEAR
 from vlacoach.policies.tiny import ASSETS
 
@@ -336,6 +337,17 @@ def test_a_published_folder_is_read_without_its_weights(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert parameters(find_config(str(tmp_path))) == parameters(find_config("openvla-7b"))
     assert find_config(str(ASSETS)) == find_config("tiny")
+
+
+def test_a_published_policy_is_planned_as_it_is_to_be_used():
+    two = find_config("openvla-oft-7b", options=OpenVLAOptions(num_images=2, proprio=True))
+    assert (two.num_images, two.num_visual_tokens, two.proprio_dim) == (2, 512, 8)
+    with pytest.raises(ConfigError, match="has head 'openvla', not 'oft-discrete'"):
+        find_config("openvla-7b", options=OpenVLAOptions("oft-discrete"))
+    with pytest.raises(ConfigError, match="reads no proprioception"):
+        find_config("openvla-7b", options=OpenVLAOptions(proprio=True))
+    with pytest.raises(ConfigError, match="says itself"):
+        find_config("tiny", options=OpenVLAOptions(num_images=2))
 
 
 def test_a_policy_that_is_not_here_is_refused():

@@ -17,9 +17,10 @@ from vlacoach.agents.video import VideoRecorder
 from vlacoach.envs.vector import LiberoVectorEnv
 from vlacoach.errors import ConfigError, SimulatorError
 from vlacoach.policies import OpenVLAOptions, load_policy, lora
-from vlacoach.policies.checkpoint import BUILT_IN, PolicyFacts, check_policy
+from vlacoach.policies.checkpoint import PolicyFacts, check_policy
 from vlacoach.policies.openvla import require_tokens
 from vlacoach.policies.policy import CAMERAS, VLAPolicy
+from vlacoach.policies.source import BUILT_IN
 from vlacoach.rewards.trajectory import Trajectory
 from vlacoach.runs.config import TrainConfig
 from vlacoach.runs.constants import ADAPTER_FOLDER, POLICY_FOLDER, STAGE_EVALUATION

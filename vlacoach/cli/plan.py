@@ -116,7 +116,7 @@ def _settings(resolved: ResolvedConfig, gpu: str, prompt_tokens: int, steps: flo
     from vlacoach.agents.plan import choose
     from vlacoach.agents.plan_devices import find_device
     from vlacoach.agents.plan_settings import settings_from
-    from vlacoach.policies.checkpoint import BUILT_IN
+    from vlacoach.policies.source import BUILT_IN
     from vlacoach.runs.resolve import DEFAULT_ORIGIN
 
     free = {key for key, origin in resolved.origins.items() if origin == DEFAULT_ORIGIN}
