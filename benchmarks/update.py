@@ -122,7 +122,7 @@ class RecomputingAgent(GRPOAgent):
         """Log-probabilities (T, tokens a chunk) of each trajectory's tokens."""
         looks = [t.num_looks for t in trajectories]
         rows = []
-        for pieces in look_batches(looks, self.config.grpo.micro_batch):
+        for pieces in look_batches(looks, self.micro_batch):
             log_prob, _ = self._log_prob(policy, [cut(trajectories[row], first, last) for row, first, last in pieces])
             rows.append(log_prob)
         return torch.cat(rows).split(looks)

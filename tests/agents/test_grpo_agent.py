@@ -381,8 +381,8 @@ def test_the_size_of_micro_batches_changes_nothing(reduction: str, kl_coefficien
     gradients, stats = [], []
     for micro_batch in (1000, 7, 1):
         agent = trained_once(grpo={"epochs": 2, "max_grad_norm": 1e9})
-        grpo = {"reduction": reduction, "micro_batch": micro_batch, "kl_coefficient": kl_coefficient}
-        agent.config = toy_config(grpo={"max_grad_norm": 1e9, **grpo})
+        grpo = {"reduction": reduction, "kl_coefficient": kl_coefficient}
+        agent.config, agent.micro_batch = toy_config(grpo={"max_grad_norm": 1e9, **grpo}), micro_batch
         trajectories, advantage = batch(agent)
         assert len({t.num_looks for t in trajectories}) == 3
         taken = stepped(agent)

@@ -332,7 +332,9 @@ def test_a_run_writes_down_which_policy_it_means(tmp_path, monkeypatch):
     assert (config.policy.num_images, config.policy.unnorm_key) == (1, "libero_10_no_noops")
     monkeypatch.chdir(tmp_path)
     assert load_trained(config).config.head == "oft-discrete"
-    assert pinned(TrainConfig()) == TrainConfig()
+    assert config.grpo.micro_batch == 64  # On a CPU; TrainConfig() says "auto".
+    assert pinned(TrainConfig()) == TrainConfig.model_validate({"grpo": {"micro_batch": 64}})
+    assert pinned(TrainConfig.model_validate({"grpo": {"micro_batch": 3}})).grpo.micro_batch == 3
     for section, error in (
         ({"adapter": str(tmp_path)}, CheckpointError),
         ({"full": True, "quantize": "nf4"}, ConfigError),

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from vlacoach.agents.micro_batch import choose_micro_batch
 from vlacoach.agents.prompts import Prompt
 from vlacoach.agents.rollout import ChunkEnvs, Job, collect
 from vlacoach.agents.seeding import Stream, torch_generator
@@ -221,6 +222,7 @@ def pinned(config: TrainConfig) -> TrainConfig:
     The policy is checked first (:func:`check_trainable`).
     """
     found, settings = check_trainable(config), config.policy
+    config = with_micro_batch(config, found)
     if settings.path in BUILT_IN:
         return config
     changes: dict[str, Any] = {"revision": found.revision, "quantize": found.quantization}
@@ -236,6 +238,12 @@ def pinned(config: TrainConfig) -> TrainConfig:
             "unnorm_key": found.statistics,
         }
     return config.model_copy(update={"policy": settings.model_copy(update=changes)})
+
+
+def with_micro_batch(config: TrainConfig, found: PolicyFacts) -> TrainConfig:
+    """A configuration that says how many looks go through the policy at once; see :func:`choose_micro_batch`."""
+    looks = choose_micro_batch(config, found.config, found.quantization, torch.device(_device(config)))
+    return config.model_copy(update={"grpo": config.grpo.model_copy(update={"micro_batch": looks})})
 
 
 def check_trainable(config: TrainConfig) -> PolicyFacts:

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from vlacoach.agents.batching import cut, look_batches, pad_tokens
 from vlacoach.agents.metrics import add_statistics, rollout_metrics
+from vlacoach.agents.micro_batch import choose_micro_batch
 from vlacoach.agents.objectives import (
     clipped_loss,
     group_advantage,
@@ -79,6 +80,7 @@ class GRPOAgent:
 
     Attributes:
         update: Updates done.
+        micro_batch: Looks in one forward and backward pass.
         bank: Successes of earlier updates that failures are compared with, if ``reward.reference`` asks for them.
         on_rollout: Called with the trajectories of each update, before the scorer is fitted on them.
     """
@@ -111,6 +113,7 @@ class GRPOAgent:
                 seed=derived_seed(self.config.seed, Stream.ADAPTER),
             )
         self._take_parameters()
+        self.micro_batch = choose_micro_batch(self.config, policy.config, policy.quantization, policy.device)
         tasks = range(num_tasks) if self.config.env.tasks is None else self.config.env.tasks
         self.prompts = PromptSampler(tuple(tasks), self.config.env.states, self.config.seed)
         banked = self.config.reward.reference == "bank" and scorer.compares
@@ -277,7 +280,7 @@ class GRPOAgent:
         tolerance = RATIO_TOLERANCE[self.policy.precision]
         total: dict[str, float] = {}
         looks, weights = [t.num_looks for t in trajectories], self.token_weights(trajectories)
-        for pieces in look_batches(looks, grpo.micro_batch):
+        for pieces in look_batches(looks, self.micro_batch):
             part = [cut(trajectories[row], start, stop) for row, start, stop in pieces]
             rows = [row for row, _, _ in pieces]
             loss, stats = self.loss(part, torch.from_numpy(advantage[rows]), weights[rows])

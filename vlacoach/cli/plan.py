@@ -129,7 +129,7 @@ def _settings(resolved: ResolvedConfig, gpu: str, prompt_tokens: int, steps: flo
         mean_steps=steps,
         mfu=mfu,
     )
-    return choose(settings, "policy.gradient_checkpointing" in free, "grpo.micro_batch" in free)
+    return choose(settings, "policy.gradient_checkpointing" in free, resolved.config.grpo.micro_batch == "auto")
 
 
 def _measure(plan: Plan) -> list[Measurement]:

@@ -161,6 +161,11 @@ def _resume(
     folder = RunFolder.resume(reference, runs_dir)
     try:
         resolved = resolve_config(folder.path / CONFIG_FILE, list(sets), flags)
+        if resolved.config.grpo.micro_batch == "auto":
+            from vlacoach.agents.evaluation import check_trainable, with_micro_batch
+
+            found = check_trainable(resolved.config)
+            resolved = replace(resolved, config=with_micro_batch(resolved.config, found))
         before, after = flatten(folder.config()), flatten(resolved.config)
         changed = {key: value for key, value in after.items() if value != before[key]}
         refused = [key for key in changed if not key.startswith(CHANGEABLE)]
