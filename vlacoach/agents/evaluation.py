@@ -302,6 +302,8 @@ def evaluate_config(
         video: Folder for a video of the first episode of each task, or None.
     """
     policy = load_trained(config, adapter)
+    if reporter is not None and policy.remark is not None:
+        reporter.message(policy.remark, "warning")
     envs = make_envs(config, policy)
     try:
         videos = None if video is None else VideoRecorder(video)
