@@ -75,7 +75,7 @@ def evaluate(
         temperature: Sampling temperature; 0 is greedy.
         seed: Seed of the sampling.
         reporter: Shows progress.
-        on_pictures: Called with an episode's number and each of its pictures.
+        on_pictures: See :func:`vlacoach.agents.rollout.collect`; slots are the plan's episodes.
         on_look: Called once per round of the worlds.
 
     Returns:

@@ -128,7 +128,8 @@ def collect(
             instead, and the tower runs again whenever their features are asked for. None is no limit.
         on_episode: Called with each finished trajectory, in the order in which they finish.
         on_look: Called once per round of the worlds, to show signs of life.
-        on_pictures: Called with a job's slot and each of its pictures (H, W, 3) uint8, for videos.
+        on_pictures: Called with a job's slot and what the policy sees at each of its looks, the frame after the last
+            action included: ([I,] H, W, 3) uint8.
 
     Returns:
         One trajectory a job, in the order of the jobs.
@@ -218,11 +219,10 @@ class _Rollout:
                 episode.executed.append(int(info["executed"][world]))
             episode.instruction = str(info["instruction"][world])
             self._seen[world] = {key: value[world] for key, value in observation.items()}
-            picture = next(iter(self._seen[world].values()))
             if self.keep_frames:
-                episode.frames.append(torch.from_numpy(picture))
+                episode.frames.append(torch.from_numpy(next(iter(self._seen[world].values()))))
             if self.on_pictures is not None:
-                self.on_pictures(episode.job.slot, picture)
+                self.on_pictures(episode.job.slot, _images(self._seen, [world])[0].numpy())
         last = self.policy.encode(_images(self._seen, ended)) if ended and self.keep_features else None
         for row, world in enumerate(ended):
             del self._seen[world]
