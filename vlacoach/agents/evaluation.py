@@ -280,7 +280,16 @@ def _policy_arguments(config: TrainConfig, tokens_only: bool) -> dict[str, Any]:
 
 def _device(config: TrainConfig) -> str:
     wanted = config.policy.device
-    return wanted if wanted != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    present = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if wanted == "auto":
+        return "cuda" if present else "cpu"
+    _, _, index = wanted.partition(":")
+    if wanted.startswith("cuda") and int(index or 0) >= present:
+        raise ConfigError(
+            f"policy.device is {wanted!r}, and torch finds {present} CUDA devices here.",
+            "Leave it at auto, or check the driver with nvidia-smi and torch's build with vlacoach doctor.",
+        )
+    return wanted
 
 
 def evaluate_config(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -141,8 +142,14 @@ def train_command(
     else:
         folder, resolved = _resume(resume, runs_dir, config, sets or (), flags)
     from vlacoach.agents.training import train
+    from vlacoach.runs.discarding import discarded_if_nothing_began
 
-    with folder, reporting(narration(), verbosity(context).quiet) as reporter, folder.running():
+    with ExitStack() as stack:
+        stack.enter_context(folder)
+        reporter = stack.enter_context(reporting(narration(), verbosity(context).quiet))
+        if resume is None:
+            stack.enter_context(discarded_if_nothing_began(folder, reporter))
+        stack.enter_context(folder.running())
         reporter.message(f"Run folder: {folder.path}")
         result = train(resolved.config, folder, reporter, resume=resume is not None)
     _show(result, as_json)
