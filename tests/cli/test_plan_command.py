@@ -133,8 +133,18 @@ def test_features_beyond_the_budget_are_computed_again(plan):
     kept, again = plan(*A10G), plan(*A10G, "--set", "grpo.feature_budget=1")
     assert again["host"]["features of the update's episodes"] < kept["host"]["features of the update's episodes"]
     assert again["host"]["pictures kept instead"] == pytest.approx((128 * 38 - 2**30 / (256 * 2176 * 2)) * 3 * 256**2)
-    assert again["flops"]["update"] > kept["flops"]["update"]
-    assert again["memory"]["reward"]["activations at work"] > 0
+    share = 1 - 2**30 / (128 * 37.5 * 256 * 2176 * 2)
+    towers = (again["flops"]["update"] - kept["flops"]["update"]) / (128 * 37.5 * share)
+    # About two operations for each weight and patch, and some percent for attention.
+    assert towers == pytest.approx(2 * 256 * 715_675_376, rel=0.12)
+    # The towers, and what is done to a picture before them.
+    longer = again["seconds"]["update"] - kept["seconds"]["update"]
+    assert longer == pytest.approx(128 * 37.5 * share * (towers / (0.4 * 70e12) + 0.015))
+    # The scorer's averages were kept.
+    assert again["memory"]["reward"] == kept["memory"]["reward"]
+    assert again["host"]["averages of their features"] == pytest.approx(
+        again["host"]["pictures kept instead"] * 4 * 1152 / (3 * 256**2), rel=1e-6
+    )
 
 
 # Time

@@ -17,6 +17,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -194,6 +195,7 @@ class GRPOAgent:
             grpo.temperature,
             keep_frames=self.scorer.needs_frames,
             feature_budget=None if grpo.feature_budget is None else int(grpo.feature_budget * 2**30),
+            patch_averages=self.scorer.patch_averages,
             on_episode=show,
             on_look=beat,
         )
@@ -324,6 +326,8 @@ class GRPOAgent:
             The scalar loss, and statistics over the executed tokens.
         """
         grpo = self.config.grpo
+        # What is not kept is encoded here, once for both passes.
+        trajectories = [replace(t, features=t.patch_features()) for t in trajectories]
         log_prob, entropy = self.log_prob(trajectories)
         batch = pad_tokens(trajectories, self.policy.chunk_size, self.policy.action_dim, log_prob.device)
         new = batch.scatter(log_prob)

@@ -85,7 +85,7 @@ def plan_memory(settings: PlanSettings) -> Memory:
     recomputed = recomputed_share(settings, settings.looks) > 0
     stages = (
         _stage(STAGE_ROLLOUT, resident, _rollout_parts(settings)),
-        _stage(STAGE_REWARD, resident, _reward_parts(settings, recomputed)),
+        _stage(STAGE_REWARD, resident, {}),  # Scorers read what the rollout left in the host's memory.
         _stage(STAGE_UPDATE, resident, _update_parts(settings, recomputed)),
     )
     return Memory(stages, _host_parts(settings))
@@ -129,11 +129,6 @@ def _rollout_parts(settings: PlanSettings) -> dict[str, int]:
     }
 
 
-def _reward_parts(settings: PlanSettings, recomputed: bool) -> dict[str, int]:
-    """Scorers read features in the host's memory; only those that were not kept need the GPU."""
-    return {WORKING: vision_activations(settings.config, _ENCODED_AT_ONCE, settings.numerics) if recomputed else 0}
-
-
 def _update_parts(settings: PlanSettings, recomputed: bool) -> dict[str, int]:
     config, numerics, rows = settings.config, settings.numerics, settings.looks_at_once
     activations = update_activations(config, rows, settings.length, numerics)
@@ -160,4 +155,9 @@ def _host_parts(settings: PlanSettings) -> dict[str, int]:
     picture = 3 * settings.config.num_images * side**2
     # The frame behind the last action is encoded too, for the scorers.
     kept = int((looks * (1 - share) + settings.episodes) * settings.feature_bytes)
-    return {"features of the update's episodes": kept, "pictures kept instead": int(looks * share * picture)}
+    average = SINGLE * settings.config.vision.hidden_size
+    return {
+        "features of the update's episodes": kept,
+        "pictures kept instead": int(looks * share * picture),
+        "averages of their features": int(looks * share * average),
+    }

@@ -107,15 +107,16 @@ def _policy(settings: PlanSettings, counts: LookFlops, looks: float) -> tuple[fl
 
 def _update(settings: PlanSettings, counts: LookFlops, looks: float) -> tuple[float, float]:
     """Seconds and operations of all passes over the kept episodes."""
-    looks *= settings.epochs
+    again = recomputed_share(settings, settings.mean_looks)
+    a_look = counts.forward * (1 + settings.reference) + counts.backward + again * counts.vision
+    if settings.checkpointing:
+        a_look += counts.repeated
+    flops = settings.epochs * looks * a_look
     runs = 2 + settings.checkpointing + settings.reference
-    flops = counts.forward + counts.backward + (counts.repeated if settings.checkpointing else 0.0)
-    flops += counts.forward if settings.reference else 0.0
-    flops += recomputed_share(settings, settings.mean_looks) * counts.vision
-    flops *= looks
-    passes = looks / settings.looks_at_once
+    passes = settings.epochs * looks / settings.looks_at_once
     seconds = flops / speed(settings) + passes * runs * _dequantization(settings)
-    return seconds + looks * settings.feature_bytes / HOST_LINK, flops
+    seconds += settings.epochs * again * preparing_seconds(settings)
+    return seconds + settings.epochs * looks * settings.feature_bytes / HOST_LINK, flops
 
 
 def _dequantization(settings: PlanSettings) -> float:
