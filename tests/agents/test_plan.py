@@ -184,16 +184,23 @@ AS_PUBLISHED = sizes(4096, 2, 32, 11008, image=224)
 """Two blocks of OpenVLA's own width, behind its 256 visual tokens."""
 
 
-@pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "recomputed"])
-@pytest.mark.parametrize(
-    ("quantization", "config", "rows"),
-    [("nf4", NARROW, 4), ("int8", NARROW, 4), pytest.param("nf4", AS_PUBLISHED, 2, marks=pytest.mark.slow)],
+@pytest.fixture(
+    scope="module",
+    params=[("nf4", NARROW, 4), ("int8", NARROW, 4), pytest.param(("nf4", AS_PUBLISHED, 2), marks=pytest.mark.slow)],
     ids=["nf4", "int8", "as published"],
 )
-def test_activations_behind_quantized_layers_are_what_torch_allocates(quantization, config, rows, checkpointing):
-    """As on a CUDA device: there peft sees autocast, and leaves the layers' inputs in bfloat16."""
+def quantized(request):
+    """A kind of quantization, rows, and a policy, which takes longer to quantize than to run."""
     pytest.importorskip("bitsandbytes")
-    policy = policy_of(config, "bf16", quantization, checkpointing)
+    quantization, config, rows = request.param
+    return quantization, rows, policy_of(config, "bf16", quantization)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "recomputed"])
+def test_activations_behind_quantized_layers_are_what_torch_allocates(quantized, checkpointing):
+    """As on a CUDA device: there peft sees autocast, and leaves the layers' inputs in bfloat16."""
+    quantization, rows, policy = quantized
+    config, policy.gradient_checkpointing = policy.config, checkpointing
     step, known = micro_batch(policy, rows)
     torch.set_autocast_enabled("cuda", True)
     try:

@@ -12,6 +12,7 @@ import torch
 from vlacoach.agents.plan_devices import CONTEXT_BYTES, DEVICES, find_device
 from vlacoach.agents.plan_memory import RENDER_BYTES
 from vlacoach.agents.plan_srpo import V_JEPA_FLOPS, V_JEPA_PARAMETERS
+from vlacoach.agents.plan_time import PREPROCESSING
 from vlacoach.errors import UnknownNameError
 
 A10G = ("--policy", "openvla-oft-7b", "--gpu", "a10g", "--group", 8, "--envs", 16, "--workers", 4)
@@ -139,7 +140,7 @@ def test_features_beyond_the_budget_are_computed_again(plan):
     assert towers == pytest.approx(2 * 256 * 715_675_376, rel=0.12)
     # The towers, and what is done to a picture before them.
     longer = again["seconds"]["update"] - kept["seconds"]["update"]
-    assert longer == pytest.approx(128 * 37.5 * share * (towers / (0.4 * 70e12) + 0.015))
+    assert longer == pytest.approx(128 * 37.5 * share * (towers / (0.4 * 70e12) + PREPROCESSING))
     # The scorer's averages were kept.
     assert again["memory"]["reward"] == kept["memory"]["reward"]
     assert again["host"]["averages of their features"] == pytest.approx(
@@ -285,7 +286,7 @@ def test_gpus_are_found_by_any_spelling():
         find_device("a1000")
     for device in DEVICES.values():
         assert device.half > device.single > 0
-        assert device.usable == device.memory - CONTEXT_BYTES > 0
+        assert device.memory > 14 * 2**30
 
 
 def test_help_loads_no_torch():

@@ -180,7 +180,6 @@ def as_document(plan: Plan) -> dict[str, Any]:
     settings = asdict(plan.settings)
     settings |= {
         "config": plan.settings.config.to_dict(),
-        "device": {**asdict(plan.settings.device), "usable": plan.settings.device.usable},
         "episodes": plan.settings.episodes,
         "looks": plan.settings.looks,
         "looks_at_once": plan.settings.looks_at_once,

@@ -19,6 +19,7 @@ from vlacoach.agents.plan_activations import (
 from vlacoach.agents.plan_devices import CONTEXT_BYTES, MIB
 from vlacoach.agents.plan_settings import PlanSettings
 from vlacoach.agents.plan_sizes import EMBEDDING, LINEAR, NORMS, OUTPUT, weight_bytes
+from vlacoach.rewards.trajectory import RecomputedFeatures
 from vlacoach.runs.constants import STAGE_REWARD, STAGE_ROLLOUT, STAGE_UPDATE
 
 RENDER_BYTES = 300 * MIB
@@ -34,8 +35,6 @@ ACTIVATIONS, WORKING = "activations kept for the backward pass", "activations at
 CACHE, FEATURES = "keys and values", "features"
 NOT_TENSORS = (CONTEXT, RENDERING, LOST)
 """Parts that ``torch.cuda.max_memory_allocated`` does not see."""
-
-_ENCODED_AT_ONCE = 16  # Looks, where features are computed again; see vlacoach.rewards.trajectory.
 
 
 @dataclass(frozen=True)
@@ -113,8 +112,8 @@ def trained_bytes(settings: PlanSettings) -> int:
 
 
 def _stage(name: str, resident: dict[str, int], own: dict[str, int]) -> Stage:
-    stage = Stage(name, {**resident, **own})
-    return Stage(name, {**stage.parts, LOST: int(SLACK * stage.tensors)})
+    parts = {**resident, **own}
+    return Stage(name, {**parts, LOST: int(SLACK * Stage(name, parts).tensors)})
 
 
 def _rollout_parts(settings: PlanSettings) -> dict[str, int]:
@@ -132,13 +131,18 @@ def _rollout_parts(settings: PlanSettings) -> dict[str, int]:
 def _update_parts(settings: PlanSettings, recomputed: bool) -> dict[str, int]:
     config, numerics, rows = settings.config, settings.numerics, settings.looks_at_once
     activations = update_activations(config, rows, settings.length, numerics)
-    kept = min(sum(activations.kept.values()), activations.peak)
     gradients = trained_bytes(settings)
-    # The optimizer's step: it runs when no activation is left, and works with roots of all second moments.
-    working = max(activations.peak - kept, gradients - kept)
+    # The optimizer's step runs when no activation is left, and works with roots of all second moments.
+    peaks = [activations.peak, gradients]
     if recomputed:
-        working = max(working, vision_activations(config, _ENCODED_AT_ONCE, numerics) - kept)
-    return {GRADIENTS: gradients, ACTIVATIONS: kept, WORKING: working, FEATURES: rows * settings.feature_bytes}
+        peaks.append(vision_activations(config, RecomputedFeatures.batch, numerics))
+    kept = min(sum(activations.kept.values()), activations.peak)
+    return {
+        GRADIENTS: gradients,
+        ACTIVATIONS: kept,
+        WORKING: max(peaks) - kept,
+        FEATURES: rows * settings.feature_bytes,
+    }
 
 
 def recomputed_share(settings: PlanSettings, looks: float) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
+from typing import Literal
 
 from accelerate import init_empty_weights
 from pydantic import ValidationError
@@ -135,8 +136,8 @@ def quantized_bytes(inputs: int, outputs: int, quantization: Quantization) -> in
     return -(-count // 2) + scales + SINGLE * -(-scales // _NF4_GROUP) + _NF4_TABLES
 
 
-def quantization_for(wanted: str, config: VLAConfig) -> Quantization:
+def quantization_for(wanted: Quantization | Literal["auto"], config: VLAConfig) -> Quantization:
     """What ``"auto"`` stands for on a CUDA device where bitsandbytes is installed."""
-    if wanted == "auto":
-        return "nf4" if HALF * parameters(config)[LINEAR] > AUTO_BYTES else "none"
-    return "nf4" if wanted == "nf4" else "int8" if wanted == "int8" else "none"
+    if wanted != "auto":
+        return wanted
+    return "nf4" if HALF * parameters(config)[LINEAR] > AUTO_BYTES else "none"
