@@ -263,7 +263,10 @@ def check_trainable(config: TrainConfig) -> PolicyFacts:
     if settings.adapter is not None:
         lora.check_adapter(Path(settings.adapter))
     if found.config.num_images > len(CAMERAS):
-        raise ConfigError(f"policy.num_images is {found.config.num_images}; LIBERO has {len(CAMERAS)} cameras.")
+        raise ConfigError(
+            f"policy.num_images is {found.config.num_images}; LIBERO has {len(CAMERAS)} cameras.",
+            "Use as many as the policy was trained with.",
+        )
     return found
 
 
