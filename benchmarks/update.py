@@ -122,7 +122,7 @@ class RecomputingAgent(GRPOAgent):
         """Log-probabilities (T, tokens a chunk) of each trajectory's tokens."""
         looks = [t.num_looks for t in trajectories]
         rows = []
-        for pieces in look_batches(looks, self.config.grpo.micro_batch):
+        for pieces in look_batches(looks, self.micro_batch):
             log_prob, _ = self._log_prob(policy, [cut(trajectories[row], first, last) for row, first, last in pieces])
             rows.append(log_prob)
         return torch.cat(rows).split(looks)
@@ -282,7 +282,6 @@ class Comparison:
         agent = self.agents[name]
         self.policy.gradient_checkpointing = agent.variant.checkpointing
         agent._take_parameters()
-        agent.optimizer.zero_grad(set_to_none=True)
         with torch.no_grad():
             for parameter, value in zip(agent.parameters, self.start, strict=True):
                 parameter.copy_(value)
@@ -295,9 +294,13 @@ class Comparison:
             agent.config = agent.config.model_copy(
                 update={"grpo": agent.config.grpo.model_copy(update={"minibatches": 1})}
             )
+            taken: list[Tensor] = []
+            agent.optimizer.register_step_pre_hook(
+                lambda *_: taken.append(torch.cat([parameter.grad.flatten() for parameter in agent.parameters]))
+            )
             agent.improve(trajectories, self.advantage)
             agent.config = self.config
-            return torch.cat([parameter.grad.flatten() for parameter in agent.parameters])
+            return taken[0]
 
     def update(self, name: str) -> tuple[float, dict[str, float], Tensor]:
         """Seconds of one update, its statistics, and what it changed the adapter by."""

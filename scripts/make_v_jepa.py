@@ -33,7 +33,7 @@ def read_episodes(paths: list[Path], camera: str = "agentview") -> list[NDArray[
         if path.is_dir() or is_demonstrations(path):
             found = [one.images[camera] for one in DemonstrationReader(path, [camera])]
         else:
-            found = [one.frames for one in read_rollouts(path)]
+            found = [one.pictures for one in read_rollouts(path)]
         print(f"{path}: {len(found)} episodes, {sum(map(len, found))} frames", flush=True)
         episodes += found
     return episodes

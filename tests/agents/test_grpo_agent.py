@@ -57,11 +57,29 @@ def differing(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> l
     return [name for name in one if not torch.equal(one[name], other[name])]
 
 
+def whole_loss(
+    agent: GRPOAgent, trajectories: Sequence[Trajectory], advantage: np.ndarray
+) -> tuple[torch.Tensor, dict[str, float]]:
+    """The loss of an optimizer step whose only micro-batch these are."""
+    return agent.loss(trajectories, torch.from_numpy(advantage), agent.token_weights(trajectories))
+
+
 def gradient(agent: GRPOAgent, trajectories: Sequence[Trajectory], advantage: np.ndarray) -> torch.Tensor:
     agent.optimizer.zero_grad(set_to_none=True)
-    loss, _ = agent.loss(trajectories, torch.from_numpy(np.asarray(advantage, dtype=np.float32)))
+    loss, _ = whole_loss(agent, trajectories, np.asarray(advantage, dtype=np.float32))
     loss.backward()
     return torch.cat([parameter.grad.flatten().clone() for parameter in agent.parameters])
+
+
+def stepped(agent: GRPOAgent) -> list[torch.Tensor]:
+    """Grows by the gradient, as the optimizer takes it, with each of its steps: afterwards none is left."""
+    taken: list[torch.Tensor] = []
+
+    def take(*_: Any) -> None:
+        taken.append(torch.cat([parameter.grad.flatten().clone() for parameter in agent.parameters]))
+
+    agent.optimizer.register_step_pre_hook(take)
+    return taken
 
 
 def numbers(metrics: dict[str, float]) -> dict[str, float]:
@@ -81,7 +99,7 @@ def learn(agent: GRPOAgent, updates: int) -> list[dict[str, float]]:
 def test_the_first_ratio_is_one(full: bool, temperature: float):
     agent = trained_once(policy={"full": full}, grpo={"temperature": temperature})
     trajectories, advantage = batch(agent)
-    _, stats = agent.loss(trajectories, torch.from_numpy(advantage))
+    _, stats = whole_loss(agent, trajectories, advantage)
     assert stats["ratio_mean"] == pytest.approx(1.0, abs=1e-4)
     assert stats["ratio_max"] == pytest.approx(1.0, abs=1e-3)
     assert stats["kl"] == pytest.approx(0.0, abs=1e-4)
@@ -226,8 +244,7 @@ def test_tokens_after_the_end_change_nothing(reduction: str):
     changed = [after_the_end(t, seed) for seed, t in enumerate(trajectories)]
     assert sum(int((a.tokens != b.tokens).sum()) for a, b in zip(trajectories, changed, strict=True)) > 50
     assert torch.equal(gradient(agent, trajectories, advantage), gradient(agent, changed, advantage))
-    torch_advantage = torch.from_numpy(advantage)
-    assert agent.loss(trajectories, torch_advantage)[1] == agent.loss(changed, torch_advantage)[1]
+    assert whole_loss(agent, trajectories, advantage)[1] == whole_loss(agent, changed, advantage)[1]
 
 
 def test_a_token_before_the_end_does_change_the_gradient():
@@ -277,7 +294,7 @@ def test_the_loss_is_that_of_the_papers():
         alive = torch.arange(56)[None] < 7 * t.executed[:, None]
         ratio = (log_prob - t.log_prob).exp()[alive]
         rows.append(torch.maximum(-gain * ratio, -gain * ratio.clamp(0.8, 1.28)).mean())
-    loss, _ = agent.loss(trajectories, torch.from_numpy(advantage))
+    loss, _ = whole_loss(agent, trajectories, advantage)
     assert loss.item() == pytest.approx(torch.stack(rows).mean().item(), abs=1e-6)
 
 
@@ -364,12 +381,13 @@ def test_the_size_of_micro_batches_changes_nothing(reduction: str, kl_coefficien
     gradients, stats = [], []
     for micro_batch in (1000, 7, 1):
         agent = trained_once(grpo={"epochs": 2, "max_grad_norm": 1e9})
-        grpo = {"reduction": reduction, "micro_batch": micro_batch, "kl_coefficient": kl_coefficient}
-        agent.config = toy_config(grpo={"max_grad_norm": 1e9, **grpo})
+        grpo = {"reduction": reduction, "kl_coefficient": kl_coefficient}
+        agent.config, agent.micro_batch = toy_config(grpo={"max_grad_norm": 1e9, **grpo}), micro_batch
         trajectories, advantage = batch(agent)
         assert len({t.num_looks for t in trajectories}) == 3
+        taken = stepped(agent)
         stats.append(agent.improve(trajectories, advantage))
-        gradients.append(torch.cat([parameter.grad.flatten() for parameter in agent.parameters]))
+        gradients += taken
     for other, numbers in zip(gradients[1:], stats[1:], strict=True):
         assert (gradients[0] - other).norm() <= 1e-5 * gradients[0].norm()
         assert numbers == pytest.approx(stats[0], rel=1e-4, abs=1e-5)
@@ -444,6 +462,16 @@ def test_target_kl_ends_the_passes_early():
     assert patient.learn_once()["train/steps"] == 6
 
 
+def test_no_gradient_is_left_when_the_rollout_begins():
+    agent = make_agent(grpo={"minibatches": 2})
+    trajectories, advantage = batch(agent)
+    taken = stepped(agent)
+    agent.improve(trajectories, advantage)
+    assert len(taken) == 2
+    assert all(one.any() for one in taken)
+    assert all(parameter.grad is None for parameter in agent.policy.model.parameters())
+
+
 def test_the_learning_rate_warms_up():
     agent = make_agent(grpo={"warmup_updates": 3, "learning_rate": 1e-3})
     rates = [metrics["train/learning_rate"] for metrics in learn(agent, 5)]
@@ -454,8 +482,9 @@ def test_the_learning_rate_warms_up():
 def test_the_gradient_is_scaled_down_to_its_limit():
     agent = make_agent(grpo={"max_grad_norm": 1e-3})
     trajectories, advantage = batch(agent)
+    taken = stepped(agent)
     assert agent.improve(trajectories, advantage)["train/gradient_norm"] > 1e-3
-    clipped = torch.cat([parameter.grad.flatten() for parameter in agent.parameters])
+    (clipped,) = taken
     assert clipped.norm().item() == pytest.approx(1e-3, rel=1e-2)
 
 
@@ -465,11 +494,11 @@ def test_the_gradient_is_scaled_down_to_its_limit():
 def test_the_reference_is_the_policy_without_its_adapter():
     agent = make_agent(grpo={"kl_coefficient": 0.5})
     trajectories, advantage = batch(agent)
-    _, stats = agent.loss(trajectories, torch.from_numpy(advantage))
+    _, stats = whole_loss(agent, trajectories, advantage)
     assert stats["reference_kl"] == pytest.approx(0.0, abs=1e-8)  # The adapter is still zero.
     agent = trained_once(grpo={"kl_coefficient": 0.5, "epochs": 3, "learning_rate": 3e-2})
     trajectories, advantage = batch(agent)
-    loss, stats = agent.loss(trajectories, torch.from_numpy(advantage))
+    loss, stats = whole_loss(agent, trajectories, advantage)
     padded = pad_tokens(trajectories, 8, 7)
     untrained = toy_policy()
     instructions = [t.instruction for t in trajectories for _ in range(t.num_looks)]
@@ -490,9 +519,9 @@ def test_the_kl_term_pulls_back_to_the_reference():
     agent.config = toy_config(grpo={"kl_coefficient": 1.0, "epochs": 8, "learning_rate": 3e-3})
     trajectories, advantage = batch(agent)
     nothing = np.zeros_like(advantage)
-    _, before = agent.loss(trajectories, torch.from_numpy(nothing))
+    _, before = whole_loss(agent, trajectories, nothing)
     agent.improve(trajectories, nothing)
-    _, after = agent.loss(trajectories, torch.from_numpy(nothing))
+    _, after = whole_loss(agent, trajectories, nothing)
     assert after["reference_kl"] < 0.8 * before["reference_kl"]
 
 

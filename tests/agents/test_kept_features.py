@@ -61,7 +61,7 @@ def advantages(trajectories: Sequence[Trajectory]) -> np.ndarray:
 
 def loss_and_gradient(agent: GRPOAgent, trajectories: Sequence[Trajectory]) -> tuple[torch.Tensor, torch.Tensor]:
     agent.optimizer.zero_grad(set_to_none=True)
-    loss, _ = agent.loss(trajectories, torch.from_numpy(advantages(trajectories)))
+    loss, _ = agent.loss(trajectories, torch.from_numpy(advantages(trajectories)), agent.token_weights(trajectories))
     loss.backward()
     return loss.detach(), gradient(agent)
 
@@ -129,9 +129,8 @@ def test_the_tower_runs_again_for_what_was_not_kept_and_for_nothing_else(
     encoded = agent.policy.frames_encoded
     assert encoded == looks(trajectories) + len(trajectories)
     agent.improve(trajectories, advantages(trajectories))
-    # The divergence from the reference takes a forward pass of its own.
-    passes = epochs * (2 if kl_coefficient else 1)
-    assert agent.policy.frames_encoded - encoded == passes * looks(recomputed(trajectories))
+    # The divergence from the reference takes a forward pass of its own, of the language model alone.
+    assert agent.policy.frames_encoded - encoded == epochs * looks(recomputed(trajectories))
 
 
 @pytest.mark.parametrize("budget", BUDGETS)
@@ -148,6 +147,46 @@ def test_scorers_embed_an_episode_alike_whether_it_was_kept(policy: VLAPolicy, n
     np.testing.assert_allclose(scorer.rewards(kept), scorer.rewards(some), rtol=0, atol=1e-4)
     # Episodes have embeddings of their own: equal ones would agree whatever they were computed from.
     assert np.ptp(one, axis=0).max() > 1e-3
+
+
+@pytest.mark.parametrize("grid", [1, 2])
+def test_what_scorers_read_is_kept_where_features_are_not(policy: VLAPolicy, grid: int):
+    scorer: Scorer = make_scorer("siglip", policy=policy, grid=grid)
+    kept = played(policy, None)
+    jobs = jobs_for(PROMPTS, 2)
+    some = collect(policy, ToyEnvs(4), jobs, 1.0, feature_budget=SOME, patch_averages=scorer.patch_averages)
+    assert 4 <= len(recomputed(some)) <= len(some) - 4
+    encoded = policy.frames_encoded
+    np.testing.assert_allclose(scorer.embed_all(kept), scorer.embed_all(some), rtol=0, atol=1e-6)
+    assert policy.frames_encoded == encoded
+    # A scorer with another grid has to look again.
+    other: Scorer = make_scorer("siglip", policy=policy, grid=3 - grid)
+    np.testing.assert_allclose(other.embed_all(kept), other.embed_all(some), rtol=0, atol=1e-6)
+    assert policy.frames_encoded - encoded == looks(recomputed(some))
+    # Part of an episode has the averages of its own looks.
+    whole = next(t for t in recomputed(some) if t.num_looks > 1).features
+    assert torch.equal(whole[1:].averages[grid, None], whole.averages[grid, None][1:])
+
+
+def test_a_whole_update_encodes_each_look_twice_and_no_more():
+    sections = {"reward": {"name": "siglip-t", "reference": "bank"}, "grpo": {"feature_budget": 0.0}}
+    config = toy_config(**sections)
+    policy = toy_policy()
+    agent = GRPOAgent(policy, ToyEnvs(4), make_scorer("siglip-t", policy=policy, steps=20), config)
+    seen: list[list[Trajectory]] = []
+    learned: list[int] = []
+    agent.on_rollout = seen.append
+    improve = agent.improve
+    agent.improve = lambda rows, gain: learned.append(looks(rows)) or improve(rows, gain)
+    for _ in range(3):
+        before = policy.frames_encoded
+        agent.learn_once()
+        (trajectories,) = seen
+        seen.clear()
+        # In the rollout, with the frame behind the last action; and in the update what is learned from.
+        assert policy.frames_encoded - before == looks(trajectories) + len(trajectories) + learned.pop()
+    assert agent.scorer.fitted
+    assert len(agent.bank) > 0
 
 
 def test_a_budget_that_runs_out_gives_the_same_numbers_again():
@@ -208,10 +247,11 @@ def test_the_size_of_micro_batches_changes_no_step(checkpointing: bool, budget: 
         agent = make_agent(grpo={"micro_batch": size})
         agent.policy.gradient_checkpointing = checkpointing
         trajectories = played(agent.policy, budget)
-        before = weights(agent)
+        before, taken = weights(agent), []
+        agent.optimizer.register_step_pre_hook(lambda *_, agent=agent, taken=taken: taken.append(gradient(agent)))
         stats = agent.improve(trajectories, advantages(trajectories))
-        assert stats["train/steps"] == 1
-        steps.append((torch.tensor(stats["train/loss"]), gradient(agent), weights(agent) - before))
+        assert stats["train/steps"] == len(taken) == 1
+        steps.append((torch.tensor(stats["train/loss"]), taken[0], weights(agent) - before))
     for *slope, change in steps[1:]:
         agree((slope[0], slope[1]), steps[0][:2], 1e-5)
         torch.testing.assert_close(change, steps[0][2], rtol=0, atol=1e-5)

@@ -135,14 +135,22 @@ def test_openvla_itself_is_trained_token_by_token(tmp_path: Path):
 
 
 def test_the_l1_head_is_evaluated_with_both_cameras_and_proprioception():
-    config = config_of(OFT)
-    result = evaluate_config(config, (30,), "held-out")
-    assert result.episodes == 1
+    config, listener = config_of(OFT), Listener()
+    result = evaluate_config(config, (30,), "held-out", reporter=listener)
+    assert (result.episodes, listener.messages) == (1, [])
     policy = load_trained(config)
     assert (policy.config.head, policy.cameras) == ("oft-l1", ("agentview", "robot0_eye_in_hand"))
     assert policy.config.proprio_dim == 8
     with pytest.raises(CheckpointError, match="no probability"):
         policy.require_tokens()
+
+
+def test_an_evaluation_of_tokens_says_that_the_l1_head_is_left_aside():
+    config, listener = config_of(OFT), Listener()
+    policy = config.policy.model_copy(update={"head": "oft-discrete"})
+    evaluate_config(config.model_copy(update={"policy": policy}), (30,), "held-out", reporter=listener)
+    (said,) = listener.messages
+    assert "L1 action head, which is not used" in said
 
 
 @pytest.mark.parametrize(

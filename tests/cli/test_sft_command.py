@@ -40,6 +40,7 @@ def logits(policy) -> torch.Tensor:
 def test_a_lora_is_merged_into_a_policy_of_its_own(clone, tmp_path):
     result = clone("--lora-rank", 4, "--learning-rate", 0.01, "--json")
     assert result.exit_code == 0, result.stderr
+    assert "holds an L1 action head, which is not used" in " ".join(result.stderr.split())
     assert json.loads(result.stdout)["metrics"]["loss"] > 0
     policy, base = load_policy(tmp_path / "out"), load_policy(oracle_folder(OFT), options=_discrete())
     assert policy.config == base.config

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from vlacoach.cli.eval import Split, states_of
+from vlacoach.cli.train import _resume
 from vlacoach.runs.checkpoints import CheckpointStore
 from vlacoach.runs.config import TrainConfig
 from vlacoach.runs.folder import RunFolder
@@ -61,6 +62,14 @@ def test_resume_cannot_change_what_decides_the_numbers(invoke, run, args, messag
     assert (run.path / "config.yaml").read_text() == before
     # The lock was given back.
     RunFolder.resume(run.path).close()
+
+
+def test_a_resumed_run_may_change_its_micro_batch_and_says_what_auto_was(run):
+    for asked, used in (("grpo.micro_batch=5", 5), ("grpo.micro_batch=auto", 64)):
+        folder, resolved = _resume(str(run.path), run.path.parent, None, [asked], [])
+        folder.close()
+        assert resolved.config.grpo.micro_batch == used
+        assert TrainConfig.load(run.path / "config.yaml").grpo.micro_batch == used
 
 
 def test_resume_of_a_run_in_use(invoke, run):

@@ -24,6 +24,15 @@ def test_what_was_written_is_read_in_its_order(tmp_path):
         assert type(one.success) is bool
 
 
+def test_several_cameras_are_kept_and_the_first_is_shown(tmp_path):
+    one = episode(2)
+    both = replace(one, frames=np.stack([one.frames, 255 - one.frames], axis=1))
+    (found,) = read_rollouts(write_rollouts(tmp_path / "rollouts.hdf5", [both]))
+    np.testing.assert_array_equal(found.frames, both.frames)
+    np.testing.assert_array_equal(found.pictures, one.frames)
+    np.testing.assert_array_equal(one.pictures, one.frames)
+
+
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     file = write_rollouts(tmp_path / "rollouts.hdf5", [episode(0)])
     before = file.read_bytes()

@@ -10,7 +10,8 @@ import torch
 from openvla_folders import OFT, PLAIN, copied, edited_json, edited_weights, load, oracle_folder, sharded
 
 from vlacoach.errors import CheckpointError, ConfigError, ExitCode, UnknownNameError
-from vlacoach.policies import OpenVLAOptions, load_policy, lora
+from vlacoach.policies import OpenVLAOptions, load_policy, lora, source
+from vlacoach.policies.folders import read_json
 from vlacoach.policies.openvla import choose_head
 
 DISCRETE = OpenVLAOptions(head="oft-discrete")
@@ -95,6 +96,15 @@ def test_a_policy_that_was_loaded_can_be_saved_and_loaded_as_ours(tmp_path):
         assert torch.equal(tensor, again.model.state_dict()[name]), name
     with pytest.raises(ConfigError, match="says itself"):
         load_policy(tmp_path / "ours", options=OpenVLAOptions(head="oft-l1"))
+
+
+def test_the_configuration_is_read_once(monkeypatch):
+    read = []
+    monkeypatch.setattr(source, "read_json", lambda path: read.append(path) or read_json(path))
+    policy = load(PLAIN, unnorm_key="fake_dataset")
+    assert read == [oracle_folder(PLAIN) / "config.json"]
+    found = source.find_source(oracle_folder(PLAIN))
+    assert (found.is_openvla, found.revision, found.config()) == (True, None, policy.config)
 
 
 def test_nothing_asks_to_run_code(monkeypatch):
@@ -322,7 +332,9 @@ def test_a_run_writes_down_which_policy_it_means(tmp_path, monkeypatch):
     assert (config.policy.num_images, config.policy.unnorm_key) == (1, "libero_10_no_noops")
     monkeypatch.chdir(tmp_path)
     assert load_trained(config).config.head == "oft-discrete"
-    assert pinned(TrainConfig()) == TrainConfig()
+    assert config.grpo.micro_batch == 64  # On a CPU; TrainConfig() says "auto".
+    assert pinned(TrainConfig()) == TrainConfig.model_validate({"grpo": {"micro_batch": 64}})
+    assert pinned(TrainConfig.model_validate({"grpo": {"micro_batch": 3}})).grpo.micro_batch == 3
     for section, error in (
         ({"adapter": str(tmp_path)}, CheckpointError),
         ({"full": True, "quantize": "nf4"}, ConfigError),

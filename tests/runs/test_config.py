@@ -37,6 +37,19 @@ def test_the_file_for_large_policies_loads_and_keeps_what_it_does_not_say():
     assert config.grpo.clip_high == TrainConfig().grpo.clip_high
 
 
+@pytest.mark.parametrize(
+    ("assignment", "said"),
+    [
+        ("grpo.micro_batch=0", "grpo.micro_batch = 0 is not valid: Input should be {} 1, or 'auto'."),
+        ("env.image_size=3", "env.image_size = 3 is not valid: Input should be {} 16, or 'policy'."),
+    ],
+)
+def test_a_setting_of_several_types_has_one_complaint(assignment, said):
+    with pytest.raises(ConfigError) as caught:
+        resolve_config(sets=[assignment], environ={})
+    assert str(caught.value) == f"--set {assignment}: {said.format('greater than or equal to')}"
+
+
 def test_an_adapter_to_start_from_leaves_no_reference():
     for section in (
         {"policy": {"adapter": "x", "full": True}},

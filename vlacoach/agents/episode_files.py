@@ -19,7 +19,9 @@ _HELD = 1.0
 """Mean difference, in levels, below which a picture counts as the one before it."""
 
 
-def read_episodes(names: Sequence[str], task: int | None, chunk_size: int) -> dict[str, RecordedEpisode]:
+def read_episodes(
+    names: Sequence[str], task: int | None, chunk_size: int, cameras: Sequence[str]
+) -> dict[str, RecordedEpisode]:
     """Read episodes.
 
     Args:
@@ -27,6 +29,7 @@ def read_episodes(names: Sequence[str], task: int | None, chunk_size: int) -> di
             ``FILE.hdf5:demo_<k>``.
         task: Task of episodes that do not say theirs.
         chunk_size: Actions between two looks; demonstrations have a picture for every action.
+        cameras: Cameras to read of a demonstration; rollouts hold what they hold, and a video has one.
 
     Returns:
         Name to episode, in the order of the names.
@@ -44,7 +47,7 @@ def read_episodes(names: Sequence[str], task: int | None, chunk_size: int) -> di
             known = _needed(task, name)
             found[name] = _recorded(_video(file), known, "video")
         elif which.startswith("demo_"):
-            found[name] = _demonstration(file, which, _needed(task, name), chunk_size)
+            found[name] = _demonstration(file, which, _needed(task, name), chunk_size, cameras)
         elif file.suffix == ".hdf5":
             found |= _rollouts(name, file, which)
         else:
@@ -73,13 +76,14 @@ def _rollouts(name: str, file: Path, which: str) -> dict[str, RecordedEpisode]:
     return {name: episodes[int(which)]}
 
 
-def _demonstration(file: Path, which: str, task: int, chunk_size: int) -> RecordedEpisode:
-    reader = DemonstrationReader(file)
+def _demonstration(file: Path, which: str, task: int, chunk_size: int, cameras: Sequence[str]) -> RecordedEpisode:
+    reader = DemonstrationReader(file, cameras)
     name, number = reader.tasks[0], which.removeprefix("demo_")
     if not number.isdigit() or int(number) not in reader.indices(name):
         listing = ", ".join(f"demo_{index}" for index in reader.indices(name)[:5])
         raise ConfigError(f"{file} has no {which}.", f"Among those it has: {listing}.")
-    frames = next(iter(reader.read(name, int(number)).images.values()))
+    images = list(reader.read(name, int(number)).images.values())
+    frames = images[0] if len(images) == 1 else np.stack(images, axis=1)
     looks = sorted({*range(0, len(frames), chunk_size), len(frames) - 1})
     return _recorded(frames[looks], task, "demonstration")
 

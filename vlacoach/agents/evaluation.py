@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from vlacoach.agents.micro_batch import choose_micro_batch
 from vlacoach.agents.prompts import Prompt
 from vlacoach.agents.rollout import ChunkEnvs, Job, collect
 from vlacoach.agents.seeding import Stream, torch_generator
@@ -17,9 +18,10 @@ from vlacoach.agents.video import VideoRecorder
 from vlacoach.envs.vector import LiberoVectorEnv
 from vlacoach.errors import ConfigError, SimulatorError
 from vlacoach.policies import OpenVLAOptions, load_policy, lora
-from vlacoach.policies.checkpoint import BUILT_IN, PolicyFacts, check_policy
+from vlacoach.policies.checkpoint import PolicyFacts, check_policy
 from vlacoach.policies.openvla import require_tokens
 from vlacoach.policies.policy import CAMERAS, VLAPolicy
+from vlacoach.policies.source import BUILT_IN
 from vlacoach.rewards.trajectory import Trajectory
 from vlacoach.runs.config import TrainConfig
 from vlacoach.runs.constants import ADAPTER_FOLDER, POLICY_FOLDER, STAGE_EVALUATION
@@ -73,7 +75,7 @@ def evaluate(
         temperature: Sampling temperature; 0 is greedy.
         seed: Seed of the sampling.
         reporter: Shows progress.
-        on_pictures: Called with an episode's number and each of its pictures.
+        on_pictures: See :func:`vlacoach.agents.rollout.collect`; slots are the plan's episodes.
         on_look: Called once per round of the worlds.
 
     Returns:
@@ -229,6 +231,7 @@ def pinned(config: TrainConfig) -> TrainConfig:
     The policy is checked first (:func:`check_trainable`).
     """
     found, settings = check_trainable(config), config.policy
+    config = with_micro_batch(config, found)
     if settings.path in BUILT_IN:
         return config
     changes: dict[str, Any] = {"revision": found.revision, "quantize": found.quantization}
@@ -244,6 +247,12 @@ def pinned(config: TrainConfig) -> TrainConfig:
             "unnorm_key": found.statistics,
         }
     return config.model_copy(update={"policy": settings.model_copy(update=changes)})
+
+
+def with_micro_batch(config: TrainConfig, found: PolicyFacts) -> TrainConfig:
+    """A configuration that says how many looks go through the policy at once; see :func:`choose_micro_batch`."""
+    looks = choose_micro_batch(config, found.config, found.quantization, torch.device(_device(config)))
+    return config.model_copy(update={"grpo": config.grpo.model_copy(update={"micro_batch": looks})})
 
 
 def check_trainable(config: TrainConfig) -> PolicyFacts:
@@ -263,7 +272,10 @@ def check_trainable(config: TrainConfig) -> PolicyFacts:
     if settings.adapter is not None:
         lora.check_adapter(Path(settings.adapter))
     if found.config.num_images > len(CAMERAS):
-        raise ConfigError(f"policy.num_images is {found.config.num_images}; LIBERO has {len(CAMERAS)} cameras.")
+        raise ConfigError(
+            f"policy.num_images is {found.config.num_images}; LIBERO has {len(CAMERAS)} cameras.",
+            "Use as many as the policy was trained with.",
+        )
     return found
 
 
@@ -280,7 +292,16 @@ def _policy_arguments(config: TrainConfig, tokens_only: bool) -> dict[str, Any]:
 
 def _device(config: TrainConfig) -> str:
     wanted = config.policy.device
-    return wanted if wanted != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    present = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if wanted == "auto":
+        return "cuda" if present else "cpu"
+    _, _, index = wanted.partition(":")
+    if wanted.startswith("cuda") and int(index or 0) >= present:
+        raise ConfigError(
+            f"policy.device is {wanted!r}, and torch finds {present} CUDA devices here.",
+            "Leave it at auto, or check the driver with nvidia-smi and torch's build with vlacoach doctor.",
+        )
+    return wanted
 
 
 def evaluate_config(
@@ -302,6 +323,8 @@ def evaluate_config(
         video: Folder for a video of the first episode of each task, or None.
     """
     policy = load_trained(config, adapter)
+    if reporter is not None and policy.remark is not None:
+        reporter.message(policy.remark, "warning")
     envs = make_envs(config, policy)
     try:
         videos = None if video is None else VideoRecorder(video)

@@ -17,6 +17,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,8 @@ from torch import Tensor
 
 from vlacoach.agents.batching import cut, look_batches, pad_tokens
 from vlacoach.agents.metrics import add_statistics, rollout_metrics
+from vlacoach.agents.micro_batch import choose_micro_batch
 from vlacoach.agents.objectives import (
-    Reduction,
     clipped_loss,
     group_advantage,
     informative_groups,
@@ -82,6 +83,7 @@ class GRPOAgent:
 
     Attributes:
         update: Updates done.
+        micro_batch: Looks in one forward and backward pass.
         bank: Successes of earlier updates that failures are compared with, if ``reward.reference`` asks for them.
         on_rollout: Called with the trajectories of each update, before the scorer is fitted on them.
         on_beat: Called many times an update, between rounds of the worlds and between micro-batches.
@@ -117,6 +119,7 @@ class GRPOAgent:
                 seed=derived_seed(self.config.seed, Stream.ADAPTER),
             )
         self._take_parameters()
+        self.micro_batch = choose_micro_batch(self.config, policy.config, policy.quantization, policy.device)
         tasks = range(num_tasks) if self.config.env.tasks is None else self.config.env.tasks
         self.prompts = PromptSampler(tuple(tasks), self.config.env.states, self.config.seed)
         banked = self.config.reward.reference == "bank" and scorer.compares
@@ -200,6 +203,7 @@ class GRPOAgent:
             grpo.temperature,
             keep_frames=self.scorer.needs_frames,
             feature_budget=None if grpo.feature_budget is None else int(grpo.feature_budget * 2**30),
+            patch_averages=self.scorer.patch_averages,
             on_episode=show,
             on_look=self._beat,
             on_pictures=None if self.pictures is None else self.pictures.take,
@@ -287,10 +291,8 @@ class GRPOAgent:
         self.optimizer.zero_grad(set_to_none=True)
         tolerance = RATIO_TOLERANCE[self.policy.precision]
         total: dict[str, float] = {}
-        looks, size = [t.num_looks for t in trajectories], self.policy.config.num_action_tokens
-        counts = self.policy.action_dim * torch.tensor([t.length for t in trajectories])
-        weights = token_weights(counts, max(looks) * size, grpo.reduction)
-        for pieces in look_batches(looks, grpo.micro_batch):
+        looks, weights = [t.num_looks for t in trajectories], self.token_weights(trajectories)
+        for pieces in look_batches(looks, self.micro_batch):
             part = [cut(trajectories[row], start, stop) for row, start, stop in pieces]
             rows = [row for row, _, _ in pieces]
             loss, stats = self.loss(part, torch.from_numpy(advantage[rows]), weights[rows])
@@ -310,28 +312,35 @@ class GRPOAgent:
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, grpo.max_grad_norm)
         require_finite("The gradient's norm", norm)
         self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)  # Rollout and reward have better use for the memory.
         return {**total, names.TRAIN_GRADIENT_NORM: float(norm)}
 
+    def token_weights(self, trajectories: Sequence[Trajectory]) -> Tensor:
+        """(B,) float32: what a token of each trajectory counts for in an optimizer step on all of them."""
+        counts = self.policy.action_dim * torch.tensor([t.length for t in trajectories])
+        width = self.policy.config.num_action_tokens * max(t.num_looks for t in trajectories)
+        return token_weights(counts, width, self.config.grpo.reduction)
+
     def loss(
-        self, trajectories: Sequence[Trajectory], advantage: Tensor, weight: Tensor | None = None
+        self, trajectories: Sequence[Trajectory], advantage: Tensor, weight: Tensor
     ) -> tuple[Tensor, dict[str, float]]:
-        """Clipped loss of trajectories on their stored features and tokens.
+        """Clipped loss of trajectories, or of pieces of them, on their stored features and tokens.
 
         Args:
             trajectories: B trajectories.
             advantage: (B,) float32.
-            weight: (B,) float32, what a token of each counts for, if these are pieces of a larger whole; None reduces
-                them as the configuration says.
+            weight: (B,) float32, see :meth:`token_weights`.
 
         Returns:
             The scalar loss, and statistics over the executed tokens.
         """
         grpo = self.config.grpo
+        # What is not kept is encoded here, once for both passes.
+        trajectories = [replace(t, features=t.patch_features()) for t in trajectories]
         log_prob, entropy = self.log_prob(trajectories)
         batch = pad_tokens(trajectories, self.policy.chunk_size, self.policy.action_dim, log_prob.device)
         new = batch.scatter(log_prob)
-        reduction: Reduction = grpo.reduction if weight is None else "sum"
-        weights = None if weight is None else weight.to(new.device)[:, None].expand_as(new)
+        weights = weight.to(new.device)[:, None].expand_as(new)
         old = batch.scatter(torch.cat([t.log_prob for t in trajectories]).to(log_prob.device))
         loss, stats = clipped_loss(
             new,
@@ -341,7 +350,7 @@ class GRPOAgent:
             grpo.clip_low,
             grpo.clip_high,
             grpo.dual_clip,
-            reduction,
+            "sum",
             weights,
         )
         stats["entropy"] = float(batch.scatter(entropy.detach())[batch.mask].mean())
@@ -349,7 +358,7 @@ class GRPOAgent:
         if grpo.kl_coefficient > 0:
             with lora.reference(self.policy), torch.no_grad():
                 reference, _ = self.log_prob(trajectories)
-            divergence = kl_penalty(new, batch.scatter(reference), batch.mask, reduction, weights)
+            divergence = kl_penalty(new, batch.scatter(reference), batch.mask, "sum", weights)
             stats["reference_kl"] = divergence.item()
             loss = loss + grpo.kl_coefficient * divergence
         return loss, stats

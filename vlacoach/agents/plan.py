@@ -92,6 +92,18 @@ def largest_micro_batch(settings: PlanSettings, room: float = 1.0) -> int:
     return fits
 
 
+def fitting_micro_batch(settings: PlanSettings) -> int:
+    """Looks of the micro-batch that training takes by itself.
+
+    Args:
+        settings: The rest; their micro-batch is the most that is chosen.
+
+    Returns:
+        As many as leave some room to spare, and 1 if none does: the plan may be wrong.
+    """
+    return max(1, min(settings.micro_batch, largest_micro_batch(settings, ROOM)))
+
+
 def choose(settings: PlanSettings, checkpointing: bool, micro_batch: bool) -> PlanSettings:
     """The quickest settings that fit with some room to spare, where they are left open.
 
@@ -168,7 +180,6 @@ def as_document(plan: Plan) -> dict[str, Any]:
     settings = asdict(plan.settings)
     settings |= {
         "config": plan.settings.config.to_dict(),
-        "device": {**asdict(plan.settings.device), "usable": plan.settings.device.usable},
         "episodes": plan.settings.episodes,
         "looks": plan.settings.looks,
         "looks_at_once": plan.settings.looks_at_once,

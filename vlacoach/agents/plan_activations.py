@@ -8,6 +8,7 @@ efficient attention kernel and the de-quantization of CUDA devices, which run on
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,6 +18,7 @@ from vlacoach.policies.quantization import Quantization
 SINGLE, HALF = 4, 2
 """Bytes of a float32, and of a bfloat16."""
 
+_MLP = ("gate_proj", "up_proj", "down_proj")
 _ALIGNMENT, _LOGSUMEXP_ALIGNMENT = 8, 32  # Of the efficient kernel, in keys and in queries.
 
 
@@ -165,24 +167,27 @@ def _kept_by_block(shape: _Shape, numerics: Numerics) -> dict[str, int]:
     if numerics.rank is None:  # The product with a weight that is trained keeps its other factor too.
         norms += 2 * number * shape.width
     inputs = number * (shape.mlp + (6 if numerics.own_inputs else 3) * shape.width)
-    kept = {
+    return {
         "norms": norms,
         "inputs of trained layers": inputs,
         "attention": _kept_by_attention(shape, numerics),
         "gated MLP": 3 * number * shape.mlp,  # Gate, its SiLU, and the other factor.
-        "adapter": 0,
-        "weights in the format of the products": 0,
+        "adapter": 7 * number * (numerics.rank or 0) * shape.tokens,
+        "weights in the format of the products": _copied_weights(language, numerics, linear_shapes(language)),
     }
-    if numerics.rank is not None:
-        kept["adapter"] = 7 * number * numerics.rank * shape.tokens
-    if number < SINGLE:
-        copied = 0
+
+
+def _copied_weights(language: LanguageConfig, numerics: Numerics, layers: Iterable[str]) -> int:
+    """Bytes of autocast's copies of the weights of some layers of a block."""
+    if numerics.compute == SINGLE:
+        return 0
+    shapes = linear_shapes(language)
+    copied = 0
+    for inputs, outputs in map(shapes.__getitem__, layers):
         if numerics.quantization == "none" and numerics.weights == SINGLE:
-            copied = block_parameters(language)
-        if numerics.rank is not None:
-            copied += adapter_parameters(language, numerics.rank) // language.num_layers
-        kept["weights in the format of the products"] = number * copied
-    return kept
+            copied += inputs * outputs
+        copied += (numerics.rank or 0) * (inputs + outputs)
+    return numerics.compute * copied
 
 
 def _kept_by_attention(shape: _Shape, numerics: Numerics) -> int:
@@ -288,7 +293,7 @@ def _repeated_working(shape: _Shape, numerics: Numerics) -> int:
 def _freed_by_mlp(shape: _Shape, block: dict[str, int], numerics: Numerics) -> int:
     """What a block no longer keeps when attention's backward pass begins."""
     inputs = 3 if numerics.own_inputs else 2  # Of gate and up projection, and of the output projection.
-    weights = block["weights in the format of the products"] * 3 // 4  # The MLP's share, roughly.
+    weights = _copied_weights(shape.language, numerics, _MLP)
     return block["gated MLP"] + numerics.compute * (shape.mlp + inputs * shape.width) + block["norms"] // 2 + weights
 
 

@@ -47,11 +47,6 @@ class Device:
     bandwidth: float
     bf16: bool = True
 
-    @property
-    def usable(self) -> int:
-        """Bytes for tensors."""
-        return self.memory - CONTEXT_BYTES
-
 
 def _device(
     name: str, title: str, mebibytes: int, half: float, single: float, gigabytes: float, bf16: bool = True

@@ -12,6 +12,7 @@ from typing import Protocol
 import torch
 from accelerate import init_empty_weights
 
+from vlacoach.agents.plan_activations import HALF
 from vlacoach.agents.plan_memory import Memory
 from vlacoach.agents.plan_settings import PlanSettings
 from vlacoach.errors import ConfigError
@@ -92,7 +93,7 @@ def measure_on_gpu(settings: PlanSettings, memory: Memory) -> list[Measurement]:
 def build_policy(settings: PlanSettings, device: torch.device) -> VLAPolicy:
     """A policy of the settings' sizes, quantized and with an adapter as they say, of noise."""
     numerics, config = settings.numerics, settings.config
-    dtype = torch.bfloat16 if numerics.weights == torch.bfloat16.itemsize else torch.float32
+    dtype = _dtype(numerics.weights)
     with init_empty_weights(include_buffers=False):
         model = PrismaticVLA(config)
     shapes = {name: value.shape for name, value in model.named_parameters()}
@@ -117,14 +118,13 @@ def build_policy(settings: PlanSettings, device: torch.device) -> VLAPolicy:
 
 
 def run_stages(policy: VLAPolicy, settings: PlanSettings, meter: Meter) -> dict[str, int]:
-    """Peaks of a rollout's round and of an optimizer step, in the steady state: gradients and moments are there."""
+    """Peaks of a rollout's round and of an optimizer step, in the steady state: the optimizer's moments are there."""
     rows = settings.looks_at_once
     instruction = instruction_of(policy, settings.prompt_tokens)
     trained = list(lora.trainable_parameters(policy).values())
     optimizer = torch.optim.AdamW(trained, lr=0.0)
-    features = torch.zeros(
-        rows, settings.config.num_patches, settings.config.feature_dim, dtype=_feature_dtype(settings)
-    )
+    shape = rows, settings.config.num_patches, settings.config.feature_dim
+    features = torch.zeros(shape, dtype=_dtype(settings.numerics.compute))
     first, count = settings.config.first_choice, settings.config.num_action_tokens
     tokens = torch.full((rows, count), first, dtype=torch.int64)
 
@@ -132,6 +132,7 @@ def run_stages(policy: VLAPolicy, settings: PlanSettings, meter: Meter) -> dict[
         loss = _loss(policy, features, instruction, tokens)
         torch.autograd.backward(loss)
         optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
 
     def rollout() -> None:
         side = policy.image_size
@@ -170,5 +171,5 @@ def _proprio(settings: PlanSettings, rows: int) -> torch.Tensor | None:
     return None if size is None else torch.zeros(rows, size)
 
 
-def _feature_dtype(settings: PlanSettings) -> torch.dtype:
-    return torch.bfloat16 if settings.numerics.compute == torch.bfloat16.itemsize else torch.float32
+def _dtype(size: int) -> torch.dtype:
+    return torch.bfloat16 if size == HALF else torch.float32

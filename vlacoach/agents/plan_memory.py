@@ -1,7 +1,7 @@
 """Bytes of an update's stages by part: on the GPU, and in the host's memory.
 
-The stages follow each other, so the peak is the largest of them, not their sum. Gradients are part of all three: they
-are dropped when the next optimizer step begins.
+The stages follow each other, so the peak is the largest of them, not their sum. Gradients are part of the update alone:
+they are dropped when the optimizer has taken its step.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from vlacoach.agents.plan_activations import (
 from vlacoach.agents.plan_devices import CONTEXT_BYTES, MIB
 from vlacoach.agents.plan_settings import PlanSettings
 from vlacoach.agents.plan_sizes import EMBEDDING, LINEAR, NORMS, OUTPUT, weight_bytes
+from vlacoach.rewards.trajectory import RecomputedFeatures
 from vlacoach.runs.constants import STAGE_REWARD, STAGE_ROLLOUT, STAGE_UPDATE
 
 RENDER_BYTES = 300 * MIB
@@ -34,8 +35,6 @@ ACTIVATIONS, WORKING = "activations kept for the backward pass", "activations at
 CACHE, FEATURES = "keys and values", "features"
 NOT_TENSORS = (CONTEXT, RENDERING, LOST)
 """Parts that ``torch.cuda.max_memory_allocated`` does not see."""
-
-_ENCODED_AT_ONCE = 16  # Looks, where features are computed again; see vlacoach.rewards.trajectory.
 
 
 @dataclass(frozen=True)
@@ -85,7 +84,7 @@ def plan_memory(settings: PlanSettings) -> Memory:
     recomputed = recomputed_share(settings, settings.looks) > 0
     stages = (
         _stage(STAGE_ROLLOUT, resident, _rollout_parts(settings)),
-        _stage(STAGE_REWARD, resident, _reward_parts(settings, recomputed)),
+        _stage(STAGE_REWARD, resident, {}),  # Scorers read what the rollout left in the host's memory.
         _stage(STAGE_UPDATE, resident, _update_parts(settings, recomputed)),
     )
     return Memory(stages, _host_parts(settings))
@@ -93,23 +92,28 @@ def plan_memory(settings: PlanSettings) -> Memory:
 
 def resident_parts(settings: PlanSettings) -> dict[str, int]:
     """What stays on the GPU through all stages."""
-    numerics, language = settings.numerics, settings.config.language
-    sizes = weight_bytes(settings.config, numerics)
-    parts = {f"weights: {part}": size for part, size in sizes.items()}
-    if numerics.rank is None:
-        trained, adapter = sum(sizes[part] for part in (EMBEDDING, LINEAR, NORMS, OUTPUT)), 0
-    else:
-        trained = adapter = SINGLE * adapter_parameters(language, numerics.rank)
-    # AdamW's two moments have their weights' format, and so have gradients.
-    parts |= {ADAPTER: adapter, GRADIENTS: trained, OPTIMIZER: 2 * trained}
-    parts[RENDERING] = settings.workers * RENDER_BYTES
-    parts[CONTEXT] = CONTEXT_BYTES
-    return parts
+    sizes = weight_bytes(settings.config, settings.numerics)
+    trained = trained_bytes(settings)
+    return {
+        **{f"weights: {part}": size for part, size in sizes.items()},
+        ADAPTER: 0 if settings.rank is None else trained,
+        OPTIMIZER: 2 * trained,  # AdamW's two moments have their weights' format.
+        RENDERING: settings.workers * RENDER_BYTES,
+        CONTEXT: CONTEXT_BYTES,
+    }
+
+
+def trained_bytes(settings: PlanSettings) -> int:
+    """Bytes of the weights that are trained; so many have their gradients."""
+    if settings.rank is not None:
+        return SINGLE * adapter_parameters(settings.config.language, settings.rank)
+    sizes = weight_bytes(settings.config, settings.numerics)
+    return sum(sizes[part] for part in (EMBEDDING, LINEAR, NORMS, OUTPUT))
 
 
 def _stage(name: str, resident: dict[str, int], own: dict[str, int]) -> Stage:
-    stage = Stage(name, {**resident, **own})
-    return Stage(name, {**stage.parts, LOST: int(SLACK * stage.tensors)})
+    parts = {**resident, **own}
+    return Stage(name, {**parts, LOST: int(SLACK * Stage(name, parts).tensors)})
 
 
 def _rollout_parts(settings: PlanSettings) -> dict[str, int]:
@@ -124,21 +128,21 @@ def _rollout_parts(settings: PlanSettings) -> dict[str, int]:
     }
 
 
-def _reward_parts(settings: PlanSettings, recomputed: bool) -> dict[str, int]:
-    """Scorers read features in the host's memory; only those that were not kept need the GPU."""
-    return {WORKING: vision_activations(settings.config, _ENCODED_AT_ONCE, settings.numerics) if recomputed else 0}
-
-
 def _update_parts(settings: PlanSettings, recomputed: bool) -> dict[str, int]:
     config, numerics, rows = settings.config, settings.numerics, settings.looks_at_once
     activations = update_activations(config, rows, settings.length, numerics)
-    kept = min(sum(activations.kept.values()), activations.peak)
-    # The optimizer's step: it runs when no activation is left, and works with roots of all second moments.
-    resident = resident_parts(settings)
-    working = max(activations.peak - kept, resident[GRADIENTS] - kept)
+    gradients = trained_bytes(settings)
+    # The optimizer's step runs when no activation is left, and works with roots of all second moments.
+    peaks = [activations.peak, gradients]
     if recomputed:
-        working = max(working, vision_activations(config, _ENCODED_AT_ONCE, numerics) - kept)
-    return {ACTIVATIONS: kept, WORKING: working, FEATURES: rows * settings.feature_bytes}
+        peaks.append(vision_activations(config, RecomputedFeatures.batch, numerics))
+    kept = min(sum(activations.kept.values()), activations.peak)
+    return {
+        GRADIENTS: gradients,
+        ACTIVATIONS: kept,
+        WORKING: max(peaks) - kept,
+        FEATURES: rows * settings.feature_bytes,
+    }
 
 
 def recomputed_share(settings: PlanSettings, looks: float) -> float:
@@ -155,4 +159,9 @@ def _host_parts(settings: PlanSettings) -> dict[str, int]:
     picture = 3 * settings.config.num_images * side**2
     # The frame behind the last action is encoded too, for the scorers.
     kept = int((looks * (1 - share) + settings.episodes) * settings.feature_bytes)
-    return {"features of the update's episodes": kept, "pictures kept instead": int(looks * share * picture)}
+    average = SINGLE * settings.config.vision.hidden_size
+    return {
+        "features of the update's episodes": kept,
+        "pictures kept instead": int(looks * share * picture),
+        "averages of their features": int(looks * share * average),
+    }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from vlacoach.agents.plan_activations import Numerics, numerics_of, sequence_length
@@ -23,6 +23,9 @@ ids are published has 35; the longest instruction has two words more."""
 
 DEFAULT_MFU = 0.4
 """Model FLOP utilization: the share of a GPU's dense speed that products of these sizes reach. An assumption."""
+
+MOST_LOOKS = 64
+"""Most looks of a micro-batch where nobody sets it: more are hardly quicker."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,7 @@ class PlanSettings:
     max_steps: int = 300
     mean_steps: float = 300.0
     settle_steps: int = 10
-    micro_batch: int = 64
+    micro_batch: int = MOST_LOOKS
     minibatches: int = 4
     epochs: int = 1
     reference: bool = False
@@ -164,9 +167,36 @@ def settings_from(
     quantization = quantization_for("none" if chosen.full and chosen.quantize == "auto" else chosen.quantize, sizes)
     if chosen.full and quantization != "none":
         raise ConfigError("Quantized weights cannot be trained.", "Choose --quantize none, or leave policy.full off.")
+    settings = settings_of(config, sizes, quantization, device, workers=workers, suite_limit=suite_limit)
+    limit = float(settings.max_steps)
+    return replace(settings, mean_steps=min(limit, mean_steps or limit), prompt_tokens=prompt_tokens, mfu=mfu)
+
+
+def settings_of(
+    config: TrainConfig,
+    sizes: VLAConfig,
+    quantization: Quantization,
+    device: Device,
+    *,
+    workers: int,
+    suite_limit: bool = False,
+) -> PlanSettings:
+    """What a configuration amounts to for a policy that is known.
+
+    Args:
+        config: Of a training run.
+        sizes: The policy's.
+        quantization: Of its language model's linear layers.
+        device: The GPU.
+        workers: Simulator processes, where the configuration leaves them to the machine.
+        suite_limit: Whether episodes run to the suite's step limit, whatever the configuration's is.
+
+    Raises:
+        UnknownNameError: There is no such suite.
+    """
+    chosen, grpo = config.policy, config.grpo
     max_steps = (None if suite_limit else config.env.max_steps) or _suite_limit(config.env.suite)
     profile = config.env.render_profile
-    budget = config.grpo.feature_budget
     return PlanSettings(
         policy=chosen.path,
         config=sizes,
@@ -175,21 +205,19 @@ def settings_from(
         quantization=quantization,
         rank=None if chosen.full else chosen.lora_rank,
         checkpointing=chosen.gradient_checkpointing,
-        group_size=config.grpo.group_size,
-        prompts=config.grpo.prompts,
+        group_size=grpo.group_size,
+        prompts=grpo.prompts,
         num_envs=config.env.num_envs,
         workers=config.env.workers or workers,
         max_steps=max_steps,
-        mean_steps=min(float(max_steps), mean_steps or float(max_steps)),
+        mean_steps=float(max_steps),
         settle_steps=config.env.settle_steps,
-        micro_batch=config.grpo.micro_batch,
-        minibatches=config.grpo.minibatches,
-        epochs=config.grpo.epochs,
-        reference=config.grpo.kl_coefficient > 0,
-        feature_budget=None if budget is None else int(budget * GIB),
+        micro_batch=MOST_LOOKS if grpo.micro_batch == "auto" else grpo.micro_batch,
+        minibatches=grpo.minibatches,
+        epochs=grpo.epochs,
+        reference=grpo.kl_coefficient > 0,
+        feature_budget=None if grpo.feature_budget is None else int(grpo.feature_budget * GIB),
         render_profile=sizes.render_profile if profile == "policy" else profile,
-        prompt_tokens=prompt_tokens,
-        mfu=mfu,
     )
 
 

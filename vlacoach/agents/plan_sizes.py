@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 from accelerate import init_empty_weights
+from pydantic import ValidationError
 
 from vlacoach.agents.plan_activations import HALF, SINGLE, Numerics, linear_shapes
-from vlacoach.errors import CheckpointError, UnknownNameError
-from vlacoach.policies.checkpoint import BUILT_IN, load_config
+from vlacoach.errors import CheckpointError, ConfigError
 from vlacoach.policies.configuration import DinoConfig, Head, LanguageConfig, VisionConfig, VLAConfig
-from vlacoach.policies.hub import is_hub_id
+from vlacoach.policies.hub import Snapshot
 from vlacoach.policies.modeling import PrismaticVLA
-from vlacoach.policies.openvla import OpenVLAOptions, is_openvla, read_config
+from vlacoach.policies.openvla import CAMERA_SIZE, LIBERO_PROPRIO, OFT_CHUNK_SIZE, OpenVLAOptions
 from vlacoach.policies.quantization import AUTO_BYTES, Quantization, language_linear_layers
-from vlacoach.policies.tiny import ASSETS
+from vlacoach.policies.source import BUILT_IN, find_source
 
 TOWERS, PROJECTOR, EMBEDDING = "vision towers", "projector and small networks", "embedding"
 OUTPUT, LINEAR, NORMS = "output layer", "language model's linear layers", "norms"
@@ -32,71 +32,67 @@ _NF4_BLOCK, _NF4_GROUP = 64, 256  # Weights that share a scale, and scales that 
 _NF4_TABLES = 4 * (16 + 256) + 4  # A layer's two code books and the scales' offset.
 
 
-def _published(head: Head) -> Callable[[], VLAConfig]:
-    def config() -> VLAConfig:
-        parallel = head != "openvla"
-        return VLAConfig(
-            vision=VisionConfig(
-                image_size=224, patch_size=14, hidden_size=1152, num_layers=27, num_heads=16, mlp_size=4304
-            ),
-            dino=DinoConfig(hidden_size=1024, num_layers=24, num_heads=16),
-            language=LanguageConfig(vocab_size=32064, hidden_size=4096, num_layers=32, num_heads=32, mlp_size=11008),
-            head=head,
-            chunk_size=8 if parallel else 1,
-            attention="bidirectional" if parallel else "causal",
-            projector_size=8704,
-            prompt_end_id=29871,
-            image_processing="openvla",
-            camera_size=256,
-        )
-
-    return config
+KNOWN: dict[str, Head] = {"openvla-7b": "openvla", "openvla-oft-7b": "oft-discrete"}
+"""Published policies whose sizes are known without their files, and how they decode actions."""
 
 
-KNOWN: dict[str, Callable[[], VLAConfig]] = {
-    "tiny": lambda: load_config(ASSETS),
-    "openvla-7b": _published("openvla"),
-    "openvla-oft-7b": _published("oft-discrete"),
-}
-"""Policies whose sizes are known by name: the built-in one, and the published ones (one image, no proprioception)."""
+def _published(head: Head, options: OpenVLAOptions) -> VLAConfig:
+    parallel = head != "openvla"
+    return VLAConfig(
+        vision=VisionConfig(
+            image_size=224, patch_size=14, hidden_size=1152, num_layers=27, num_heads=16, mlp_size=4304
+        ),
+        dino=DinoConfig(hidden_size=1024, num_layers=24, num_heads=16),
+        language=LanguageConfig(vocab_size=32064, hidden_size=4096, num_layers=32, num_heads=32, mlp_size=11008),
+        head=head,
+        num_images=options.num_images or 1,
+        chunk_size=OFT_CHUNK_SIZE if parallel else 1,
+        proprio_dim=LIBERO_PROPRIO if options.proprio else None,
+        attention="bidirectional" if parallel else "causal",
+        projector_size=8704,
+        prompt_end_id=29871,
+        image_processing="openvla",
+        camera_size=CAMERA_SIZE,
+    )
 
 
 def find_config(name: str, revision: str | None = None, options: OpenVLAOptions | None = None) -> VLAConfig:
     """The configuration of a policy, read from its ``config.json`` alone.
 
     Args:
-        name: One of :data:`KNOWN`, a policy's folder, or the Hub id of one that has been downloaded.
+        name: One of :data:`KNOWN`, a built-in policy, a policy's folder, or the Hub id of one that has been downloaded.
         revision: Of a Hub id.
         options: How a folder of OpenVLA's is to be used; None leaves its L1 head aside, which cannot be trained.
 
     Raises:
         UnknownNameError: It is none of these; names the nearest.
         CheckpointError: The folder's files cannot be used, or the Hub's policy is not here.
+        ConfigError: Options for a policy that is used in one way.
     """
-    if name in KNOWN:
-        return KNOWN[name]()
-    folder = Path(name)
-    if not folder.is_dir():
-        if not is_hub_id(name):
-            raise UnknownNameError("policy (or folder, or Hub id)", name, {*KNOWN, *BUILT_IN})
-        folder = _downloaded(name, revision)
-    if is_openvla(folder):
-        return read_config(folder, name, options or OpenVLAOptions(tokens_only=True))
-    return load_config(folder)
+    options = options or OpenVLAOptions(tokens_only=True)
+    if name not in KNOWN:
+        return find_source(name, revision, fetch=_downloaded, known=(*KNOWN, *BUILT_IN)).config(options)
+    if options.head not in ("auto", KNOWN[name]):
+        raise ConfigError(f"{name} has head {KNOWN[name]!r}, not {options.head!r}.", f"Known are {', '.join(KNOWN)}.")
+    try:
+        return _published(KNOWN[name], options)
+    except ValidationError as error:
+        raise ConfigError(f"{name} cannot be used in this way: {error}") from error
 
 
-def _downloaded(name: str, revision: str | None) -> Path:
-    """Folder of a Hub policy in the cache: a plan is no reason to fetch fifteen gigabytes."""
+def _downloaded(name: str, revision: str | None) -> Snapshot:
+    """A Hub policy in the cache: a plan is no reason to fetch fifteen gigabytes."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(name, revision=revision, local_files_only=True))
+        folder = Path(snapshot_download(name, revision=revision, local_files_only=True))
     except (LocalEntryNotFoundError, OSError, ValueError) as error:
         raise CheckpointError(
             f"The model {name!r} has not been downloaded, so its sizes are not known.",
             f"Plan with the sizes of {', '.join(KNOWN)}, which fine-tuned OpenVLA models share, or download it first.",
         ) from error
+    return Snapshot(folder, folder.name)
 
 
 def parameters(config: VLAConfig) -> dict[str, int]:
@@ -140,8 +136,8 @@ def quantized_bytes(inputs: int, outputs: int, quantization: Quantization) -> in
     return -(-count // 2) + scales + SINGLE * -(-scales // _NF4_GROUP) + _NF4_TABLES
 
 
-def quantization_for(wanted: str, config: VLAConfig) -> Quantization:
+def quantization_for(wanted: Quantization | Literal["auto"], config: VLAConfig) -> Quantization:
     """What ``"auto"`` stands for on a CUDA device where bitsandbytes is installed."""
-    if wanted == "auto":
-        return "nf4" if HALF * parameters(config)[LINEAR] > AUTO_BYTES else "none"
-    return "nf4" if wanted == "nf4" else "int8" if wanted == "int8" else "none"
+    if wanted != "auto":
+        return wanted
+    return "nf4" if HALF * parameters(config)[LINEAR] > AUTO_BYTES else "none"

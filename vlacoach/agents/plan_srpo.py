@@ -104,8 +104,8 @@ def plan_srpo(settings: PlanSettings) -> SrpoPlan:
 def _seconds(settings: PlanSettings, flops: dict[str, float], copied: int) -> dict[str, float]:
     settings = replace(settings, precision="bf16" if settings.device.bf16 else "fp32")
     seconds = {name: operations / speed(settings) for name, operations in flops.items()}
-    passes = math.ceil(settings.episodes * settings.mean_looks / settings.looks)
-    seconds[REFERENCE] += passes * copied / HOST_LINK
+    # It takes one trajectory at a time, of any length.
+    seconds[REFERENCE] += settings.episodes * copied / HOST_LINK
     seconds[SIMULATION], seconds[PICTURES] = simulation_seconds(settings), preparing_seconds(settings)
     # Worlds wait while the policy decides, and the policy while they move.
     seconds[ROLLOUT] = seconds[SIMULATION] + seconds[PICTURES] + seconds[POLICY]
@@ -134,10 +134,9 @@ def _memory(settings: PlanSettings) -> Stage:
         RENDERING: settings.workers * RENDER_BYTES,
         CONTEXT: CONTEXT_BYTES,
     }
-    stage = Stage(STAGE_UPDATE, parts)
     # What is sharded is allocated once and leaves no fragments.
     moving = parts[ACTIVATIONS] + parts[WORKING] + parts[LOGITS] + parts[GATHERED]
-    return Stage(STAGE_UPDATE, {**stage.parts, LOST: int(SLACK * moving)})
+    return Stage(STAGE_UPDATE, {**parts, LOST: int(SLACK * moving)})
 
 
 def _kept_by_towers(config: VLAConfig, rows: int) -> int:

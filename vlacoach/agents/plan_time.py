@@ -21,9 +21,9 @@ PICTURE: dict[RenderProfile, float] = {"reference": 0.114, "fast": 0.031, "coars
 """Seconds of one picture on one core with software GL: what is left of 57, 141 and 184 control steps a second in chunks
 of eight (docs/benchmarks.md). A GPU draws faster; how much, was not measured."""
 
-PREPROCESSING = 0.015
+PREPROCESSING = 0.0045
 """Seconds on one core to bring a picture through OpenVLA's JPEG, Lanczos and crop, in the policy's process. Measured on
-an x86-64 core, eight pictures of 256 pixels at a time: 14.7 ms each."""
+x86-64 cores, eight pictures of 256 pixels at a time: 2.8 to 4.5 ms each (docs/openvla.md)."""
 
 EMBEDDING_SPEED = {2: 0.6e9, 4: 12.6e9}
 """Bytes of vision features a second that the SigLIP scorers average on one core, by bytes of a number. Measured on an
@@ -107,15 +107,16 @@ def _policy(settings: PlanSettings, counts: LookFlops, looks: float) -> tuple[fl
 
 def _update(settings: PlanSettings, counts: LookFlops, looks: float) -> tuple[float, float]:
     """Seconds and operations of all passes over the kept episodes."""
-    looks *= settings.epochs
+    again = recomputed_share(settings, settings.mean_looks)
+    a_look = counts.forward * (1 + settings.reference) + counts.backward + again * counts.vision
+    if settings.checkpointing:
+        a_look += counts.repeated
+    flops = settings.epochs * looks * a_look
     runs = 2 + settings.checkpointing + settings.reference
-    flops = counts.forward + counts.backward + (counts.repeated if settings.checkpointing else 0.0)
-    flops += counts.forward if settings.reference else 0.0
-    flops += recomputed_share(settings, settings.mean_looks) * counts.vision
-    flops *= looks
-    passes = looks / settings.looks_at_once
+    passes = settings.epochs * looks / settings.looks_at_once
     seconds = flops / speed(settings) + passes * runs * _dequantization(settings)
-    return seconds + looks * settings.feature_bytes / HOST_LINK, flops
+    seconds += settings.epochs * again * preparing_seconds(settings)
+    return seconds + settings.epochs * looks * settings.feature_bytes / HOST_LINK, flops
 
 
 def _dequantization(settings: PlanSettings) -> float:

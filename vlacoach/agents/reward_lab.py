@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from vlacoach.agents.prompts import Prompt
@@ -18,7 +19,7 @@ from vlacoach.agents.rollout import Job, collect, one_thread
 from vlacoach.agents.seeding import Stream, derived_seed, torch_generator
 from vlacoach.data.rollouts import RecordedEpisode
 from vlacoach.envs.experts.attempts import EXPERT, GROSS_FAILURE, NEAR_MISS, NOISY_EXPERT, Attempt, attempt_all
-from vlacoach.envs.suites import NUM_INITIAL_STATES, get_suite
+from vlacoach.envs.suites import NUM_INITIAL_STATES
 from vlacoach.envs.vector import LiberoVectorEnv
 from vlacoach.errors import ConfigError, VlacoachError
 from vlacoach.policies.policy import VLAPolicy
@@ -29,7 +30,6 @@ from vlacoach.rewards.self_referential import self_referential_details
 from vlacoach.rewards.siglip import SiglipScorer, cell_means
 from vlacoach.rewards.siglip_t import SiglipTScorer
 from vlacoach.rewards.trajectory import Trajectory
-from vlacoach.runs.indices import parse_indices
 from vlacoach.runs.reporting import NullReporter, Reporter
 
 SHARES = {POLICY: 8, EXPERT: 2, NOISY_EXPERT: 4, NEAR_MISS: 5, GROSS_FAILURE: 5}
@@ -98,7 +98,6 @@ def collect_rollouts(
     *,
     states: Sequence[int] = range(NUM_INITIAL_STATES),
     max_steps: int = 120,
-    image_size: int = 128,
     num_envs: int = 16,
     workers: int = 2,
     temperature: float = 1.0,
@@ -108,13 +107,12 @@ def collect_rollouts(
     """Make rollouts of every kind: of the policy, of experts, of noisy experts, near misses and gross failures.
 
     Args:
-        policy: The policy; its kind of pictures is used throughout.
+        policy: The policy; its cameras, and its size and kind of pictures, are used throughout.
         suite: Name of a suite that has experts.
         tasks: Indices of tasks that have experts.
         episodes: Episodes for each task, of all kinds together.
         states: Initial states, used in turn by every kind.
         max_steps: Step limit of an episode.
-        image_size: Side of a picture in pixels.
         num_envs: Worlds the policy plays in side by side.
         workers: Processes.
         temperature: The policy's sampling temperature.
@@ -133,7 +131,7 @@ def collect_rollouts(
     attempts = [
         Attempt(
             suite, task, int(states[number % len(states)]), source, seed=seed + number // len(states),
-            max_steps=max_steps, chunk_size=policy.chunk_size, image_size=image_size,
+            max_steps=max_steps, chunk_size=policy.chunk_size, cameras=policy.cameras, image_size=policy.image_size,
             render_profile=policy.config.render_profile,
         )
         for task in tasks
@@ -147,7 +145,7 @@ def collect_rollouts(
         made.append(episode)
         reporter.advance(1)
     prompts = [Prompt(task, int(states[n % len(states)])) for task in tasks for n in range(counts[POLICY])]
-    made += _play(policy, suite, prompts, max_steps, image_size, num_envs, workers, temperature, seed, reporter)
+    made += _play(policy, suite, prompts, max_steps, num_envs, workers, temperature, seed, reporter)
     order = {source: number for number, source in enumerate(SHARES)}
     return sorted(made, key=lambda one: (one.task, order[one.source], one.init_state, one.length))
 
@@ -157,7 +155,6 @@ def _play(
     suite: str,
     prompts: Sequence[Prompt],
     max_steps: int,
-    image_size: int,
     num_envs: int,
     workers: int,
     temperature: float,
@@ -171,10 +168,12 @@ def _play(
         suite=suite,
         workers=workers,
         chunk_size=policy.chunk_size,
-        image_size=image_size,
+        cameras=policy.cameras,
+        image_size=policy.image_size,
         render_profile=policy.config.render_profile,
         max_steps=max_steps,
     )
+    looks: dict[int, list[NDArray[np.uint8]]] = {job.slot: [] for job in jobs}
     try:
         played = collect(
             policy,
@@ -182,15 +181,17 @@ def _play(
             jobs,
             temperature,
             keep_features=False,
-            keep_frames=True,
             on_episode=lambda _: reporter.advance(1),
+            on_pictures=lambda slot, look: looks[slot].append(look),
         )
     finally:
         envs.close()
     return [
-        RecordedEpisode(suite, t.task, t.init_state, t.instruction, POLICY, t.success, t.length, t.frames.numpy())
+        RecordedEpisode(
+            suite, t.task, t.init_state, t.instruction, POLICY, t.success, t.length, np.stack(looks[t.slot])
+        )
         for t in played
-        if t.valid and t.frames is not None
+        if t.valid
     ]
 
 
@@ -217,7 +218,7 @@ def as_trajectory(policy: VLAPolicy, episode: RecordedEpisode, slot: int = 0) ->
         executed=executed,
         success=episode.success,
         length=episode.length if looks else 0,
-        frames=frames,
+        frames=torch.from_numpy(episode.pictures),
     )
 
 
@@ -392,12 +393,3 @@ def score_episodes(
             )
         )
     return scores
-
-
-def tasks_with_experts(suite: str, tasks: str | None) -> list[int]:
-    """Indices of a suite's tasks from text such as ``"1,4,8"``; None for all that have an expert."""
-    from vlacoach.envs.experts.rollout import get_experts
-
-    if tasks is None:
-        return sorted(get_experts(suite))
-    return [task.index for task in get_suite(suite).select(parse_indices(tasks))]

@@ -16,7 +16,8 @@ from vlacoach.agents.objectives import require_finite
 from vlacoach.agents.prompts import Prompt
 from vlacoach.errors import ConfigError
 from vlacoach.policies.policy import VLAPolicy
-from vlacoach.rewards.trajectory import RecomputedFeatures, Trajectory
+from vlacoach.rewards.siglip import average_patches
+from vlacoach.rewards.trajectory import PatchAverages, RecomputedFeatures, Trajectory
 
 
 class ChunkEnvs(Protocol):
@@ -63,8 +64,16 @@ class _Episode:
     executed: list[int] = field(default_factory=list)
     frames: list[Tensor] = field(default_factory=list)
     looks: list[Tensor] | None = None
+    averages: list[Tensor] = field(default_factory=list)
 
-    def finish(self, success: bool, valid: bool, terminal_features: Tensor | None, policy: VLAPolicy) -> Trajectory:
+    def finish(
+        self,
+        success: bool,
+        valid: bool,
+        terminal_features: Tensor | None,
+        policy: VLAPolicy,
+        kind: PatchAverages | None,
+    ) -> Trajectory:
         # A chunk of which nothing ran (the simulation broke down at once) has no token to train on.
         kept = [i for i, count in enumerate(self.executed) if count > 0]
         executed = torch.tensor([self.executed[i] for i in kept], dtype=torch.int64)
@@ -76,7 +85,8 @@ class _Episode:
         if self.looks is None:
             features = stack(self.features)
         else:
-            features = RecomputedFeatures(stack(self.looks), policy.encode)
+            averages = {} if kind is None else {kind: stack(self.averages)}
+            features = RecomputedFeatures(stack(self.looks), policy.encode, averages=averages)
         # One frame before each chunk, and the one after the last.
         frames = [self.frames[i] for i in [*kept, len(self.frames) - 1]] if self.frames else []
         return Trajectory(
@@ -107,6 +117,7 @@ def collect(
     keep_features: bool = True,
     keep_frames: bool = False,
     feature_budget: int | None = None,
+    patch_averages: PatchAverages | None = None,
     on_episode: Callable[[Trajectory], None] | None = None,
     on_look: Callable[[], None] | None = None,
     on_pictures: Callable[[int, Any], None] | None = None,
@@ -126,9 +137,11 @@ def collect(
         keep_frames: Keep the first camera's pictures in the trajectories, for scorers that look for themselves.
         feature_budget: Bytes of host memory for features. Episodes that begin when it is used up keep their pictures
             instead, and the tower runs again whenever their features are asked for. None is no limit.
+        patch_averages: What to keep of the features of such episodes all the same; see ``Scorer.patch_averages``.
         on_episode: Called with each finished trajectory, in the order in which they finish.
         on_look: Called once per round of the worlds, to show signs of life.
-        on_pictures: Called with a job's slot and each of its pictures (H, W, 3) uint8, for videos.
+        on_pictures: Called with a job's slot and what the policy sees at each of its looks, the frame after the last
+            action included: ([I,] H, W, 3) uint8.
 
     Returns:
         One trajectory a job, in the order of the jobs.
@@ -143,7 +156,16 @@ def collect(
             f"Make the environment with chunk_size={policy.chunk_size}.",
         )
     rollout = _Rollout(
-        policy, envs, deque(jobs), temperature, keep_features, keep_frames, feature_budget, on_episode, on_pictures
+        policy,
+        envs,
+        deque(jobs),
+        temperature,
+        keep_features,
+        keep_frames,
+        feature_budget,
+        patch_averages,
+        on_episode,
+        on_pictures,
     )
     # While the simulator works on one half of the worlds, the policy looks at the other.
     lanes = [list(range(lane, envs.num_envs, 2)) for lane in range(min(2, envs.num_envs))]
@@ -187,6 +209,7 @@ class _Rollout:
     keep_features: bool
     keep_frames: bool
     feature_budget: int | None
+    patch_averages: PatchAverages | None
     on_episode: Callable[[Trajectory], None] | None
     on_pictures: Callable[[int, Any], None] | None
     playing: dict[int, _Episode] = field(default_factory=dict)
@@ -218,18 +241,17 @@ class _Rollout:
                 episode.executed.append(int(info["executed"][world]))
             episode.instruction = str(info["instruction"][world])
             self._seen[world] = {key: value[world] for key, value in observation.items()}
-            picture = next(iter(self._seen[world].values()))
             if self.keep_frames:
-                episode.frames.append(torch.from_numpy(picture))
+                episode.frames.append(torch.from_numpy(next(iter(self._seen[world].values()))))
             if self.on_pictures is not None:
-                self.on_pictures(episode.job.slot, picture)
+                self.on_pictures(episode.job.slot, _images(self._seen, [world])[0].numpy())
         last = self.policy.encode(_images(self._seen, ended)) if ended and self.keep_features else None
         for row, world in enumerate(ended):
             del self._seen[world]
             episode = self.playing.pop(world)
             valid = not ("invalid" in info and info["invalid"][world])
             terminal = None if last is None else last[row].cpu().clone()
-            done = episode.finish(bool(success[world]), valid, terminal, self.policy)
+            done = episode.finish(bool(success[world]), valid, terminal, self.policy, self.patch_averages)
             self.results[episode.job.slot] = done
             if self.on_episode is not None:
                 self.on_episode(done)
@@ -255,6 +277,8 @@ class _Rollout:
                 self._kept_bytes += kept[row].numel() * kept.element_size()
             else:
                 episode.looks.append(images[row])
+                if self.patch_averages is not None:
+                    episode.averages.append(average_patches(features[row][None], self.patch_averages)[0].cpu())
             episode.proprio.append(proprio[row])
             episode.tokens.append(sample.tokens[row])
             episode.log_prob.append(sample.log_prob[row])

@@ -38,7 +38,7 @@ class VideoRecorder:
             names: Name of each task, for the files.
 
         Returns:
-            What to call with an episode's number and each of its pictures.
+            What to call with an episode's number and each of its looks, ([I,] H, W, 3); the first camera is shown.
         """
         first: dict[int, int] = {}
         for number, prompt in enumerate(plan):
@@ -46,8 +46,9 @@ class VideoRecorder:
         self._names = {number: names[task] for task, number in first.items()}
         self._pictures = {number: [] for number in self._names}
 
-        def show(number: int, picture: NDArray[np.uint8]) -> None:
+        def show(number: int, look: NDArray[np.uint8]) -> None:
             if number in self._pictures:
+                picture = look[0] if look.ndim == 4 else look
                 # Policies see the scene mirrored; people should not.
                 self._pictures[number].append(upright(picture))
 

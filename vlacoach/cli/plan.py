@@ -116,7 +116,7 @@ def _settings(resolved: ResolvedConfig, gpu: str, prompt_tokens: int, steps: flo
     from vlacoach.agents.plan import choose
     from vlacoach.agents.plan_devices import find_device
     from vlacoach.agents.plan_settings import settings_from
-    from vlacoach.policies.checkpoint import BUILT_IN
+    from vlacoach.policies.source import BUILT_IN
     from vlacoach.runs.resolve import DEFAULT_ORIGIN
 
     free = {key for key, origin in resolved.origins.items() if origin == DEFAULT_ORIGIN}
@@ -129,7 +129,7 @@ def _settings(resolved: ResolvedConfig, gpu: str, prompt_tokens: int, steps: flo
         mean_steps=steps,
         mfu=mfu,
     )
-    return choose(settings, "policy.gradient_checkpointing" in free, "grpo.micro_batch" in free)
+    return choose(settings, "policy.gradient_checkpointing" in free, resolved.config.grpo.micro_batch == "auto")
 
 
 def _measure(plan: Plan) -> list[Measurement]:
@@ -221,16 +221,17 @@ def _memory_table(plan: Plan) -> Table:
 def _time_table(plan: Plan) -> Table:
     from rich.table import Table
 
+    from vlacoach.agents.plan_time import TOTAL, UPDATE
+
     ours, theirs = plan.timing.seconds, plan.srpo.seconds
     table = Table(title="Seconds of an update, computed", title_justify="left")
     table.add_column("stage")
     for heading in ("here", "SRPO's way"):
         table.add_column(heading, justify="right", no_wrap=True)
-    last = ("update", "in all")
+    last = (UPDATE, TOTAL)
     for name in dict.fromkeys([*(key for key in [*ours, *theirs] if key not in last), *last]):
-        table.add_row(
-            name, _seconds(ours.get(name)), _seconds(theirs.get(name)), style="bold" if name == "in all" else ""
-        )
+        style = "bold" if name == TOTAL else ""
+        table.add_row(name, _seconds(ours.get(name)), _seconds(theirs.get(name)), style=style)
     table.caption = "simulation and policy overlap; SRPO's way as if one GPU were large enough"
     table.caption_justify = "left"
     return table

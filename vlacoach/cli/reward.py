@@ -227,7 +227,7 @@ def score_command(
     spec = ScorerSpec.parse(scorer)
     loaded = load_policy(policy)
     judge = build(spec, loaded)
-    found = read_episodes(episodes, task, loaded.chunk_size)
+    found = read_episodes(episodes, task, loaded.chunk_size, loaded.cameras)
     wanted = {episode.task for episode in found.values()}
     with reporting(narration(), verbosity(context).quiet) as reporter:
         recorded = [one for one in read_rollouts(references) if one.task in wanted]

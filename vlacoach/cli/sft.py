@@ -194,6 +194,8 @@ def sft_command(
             precision: Precision = "fp32" if lora_rank is None else "bf16"
             learner = load_policy(policy, device, precision, quantize=kind, unnorm_key=unnorm_key, options=options)
             learner.gradient_checkpointing = device == "cuda"
+            if learner.remark is not None:
+                reporter.message(learner.remark, "warning")
         layout = LeRobotLayout(turned=not not_turned, gripper=gripper.value)
         frames = load_frames(sources, chosen, learner.cameras, layout)
         metrics = clone(learner, frames, settings, reporter)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -157,8 +158,14 @@ def train_command(
     else:
         folder, resolved = _resume(resume, runs_dir, config, sets or (), flags)
     from vlacoach.agents.training import train
+    from vlacoach.runs.discarding import discarded_if_nothing_began
 
-    with folder, reporting(narration(), verbosity(context).quiet) as reporter, folder.running():
+    with ExitStack() as stack:
+        stack.enter_context(folder)
+        reporter = stack.enter_context(reporting(narration(), verbosity(context).quiet))
+        if resume is None:
+            stack.enter_context(discarded_if_nothing_began(folder, reporter))
+        stack.enter_context(folder.running())
         reporter.message(f"Run folder: {folder.path}")
         result = train(resolved.config, folder, reporter, resume=resume is not None)
     _show(result, as_json)
@@ -177,6 +184,11 @@ def _resume(
     folder = RunFolder.resume(reference, runs_dir)
     try:
         resolved = resolve_config(folder.path / CONFIG_FILE, list(sets), flags)
+        if resolved.config.grpo.micro_batch == "auto":
+            from vlacoach.agents.evaluation import check_trainable, with_micro_batch
+
+            found = check_trainable(resolved.config)
+            resolved = replace(resolved, config=with_micro_batch(resolved.config, found))
         before, after = flatten(folder.config()), flatten(resolved.config)
         changed = {key: value for key, value in after.items() if value != before[key]}
         refused = [key for key in changed if not key.startswith(CHANGEABLE)]

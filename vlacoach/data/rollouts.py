@@ -37,8 +37,8 @@ class RecordedEpisode:
         source: Who acted: ``"policy"``, ``"expert"``, ``"noisy-expert"``, ``"near-miss"``, or ``"gross-failure"``.
         success: Whether the goal was reached.
         length: Executed actions.
-        frames: (T + 1, H, W, 3) uint8, turned as policies see them: one before each chunk of actions, and one at the
-            end.
+        frames: (T + 1, [I,] H, W, 3) uint8, turned as policies see them: one look before each chunk of actions, and one
+            at the end; with an axis of cameras if there are several.
     """
 
     suite: str
@@ -49,6 +49,11 @@ class RecordedEpisode:
     success: bool
     length: int
     frames: NDArray[np.uint8]
+
+    @property
+    def pictures(self) -> NDArray[np.uint8]:
+        """(T + 1, H, W, 3) frames of the first camera."""
+        return self.frames[:, 0] if self.frames.ndim == 5 else self.frames
 
     def __str__(self) -> str:
         outcome = "success" if self.success else "failure"
@@ -116,6 +121,8 @@ def _episode(file: Path, group: Any) -> RecordedEpisode:
     for name, kind in {"task": int, "init_state": int, "length": int, "success": bool}.items():
         attributes[name] = kind(attributes[name])
     frames = np.asarray(group["frames"])
-    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or not len(frames):
-        raise RolloutsError(f"{group.name} in {file} has frames {frames.dtype} {frames.shape}, not uint8 (T, H, W, 3).")
+    if frames.dtype != np.uint8 or frames.ndim not in (4, 5) or frames.shape[-1] != 3 or not len(frames):
+        raise RolloutsError(
+            f"{group.name} in {file} has frames {frames.dtype} {frames.shape}, not uint8 (T, [I,] H, W, 3)."
+        )
     return RecordedEpisode(**attributes, frames=frames)

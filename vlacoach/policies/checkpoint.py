@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,26 +9,21 @@ from pathlib import Path
 
 import torch
 from accelerate import init_empty_weights
-from pydantic import ValidationError
 from safetensors.torch import save_file
 from transformers import PreTrainedTokenizerFast
 
-from vlacoach.errors import CheckpointError, ConfigError, UnknownNameError
+from vlacoach.errors import CheckpointError, ConfigError
 from vlacoach.policies import statistics, tokenizer
 from vlacoach.policies.configuration import VLAConfig
 from vlacoach.policies.folders import replaced_folder, shapes
-from vlacoach.policies.hub import download, is_hub_id
 from vlacoach.policies.modeling import PrismaticVLA
-from vlacoach.policies.openvla import OpenVLAOptions, OpenVLAWeights, is_openvla, read_config, unused_parts
+from vlacoach.policies.openvla import CONFIG, OpenVLAOptions, OpenVLAWeights, unused_parts
 from vlacoach.policies.policy import Precision, VLAPolicy
 from vlacoach.policies.quantization import Quantization, choose_quantization, quantize_layers
+from vlacoach.policies.source import PolicySource, find_source
 from vlacoach.policies.weights import SINGLE, WeightFiles, fill, require_fit
 
-BUILT_IN = ("tiny",)
-"""Policies that come with the package."""
-
-_ASSETS = Path(__file__).parent / "assets"
-_CONFIG, _CARD = "config.json", "README.md"
+_CARD = "README.md"
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -145,88 +139,38 @@ class _Found:
 @contextmanager
 def _opened(wanted: _Wanted) -> Iterator[_Found]:
     """Find a policy, and check all there is to check without reading its weights."""
-    name, options = str(wanted.name), wanted.options
-    used: OpenVLAOptions | None
-    folder, commit = _locate(wanted.name, wanted.revision)
-    if is_openvla(folder):
-        config = read_config(folder, name, options or OpenVLAOptions())
+    source = find_source(wanted.name, wanted.revision)
+    config, folder, used = source.config(wanted.options), source.folder, None
+    if source.is_openvla:
         used = OpenVLAOptions(config.head, config.num_images, config.proprio_dim is not None, config.center_crop)
-    else:
-        config, used = load_config(folder), None
-        if options is not None and not options.agrees_with(config):
-            raise ConfigError(
-                f"Policy {name!r} says itself how it is to be used: it is a {config.head!r} policy.",
-                "Leave head, images, proprioception and center crop to it.",
-            )
     try:
         with init_empty_weights(include_buffers=False):
             model = PrismaticVLA(config)
     except Exception as error:  # transformers raises errors of its own kinds for sizes that do not fit together.
         raise CheckpointError(
-            f"No model can be built from {folder / _CONFIG}: {error}", hint="Copy or download the folder again."
+            f"No model can be built from {folder / CONFIG}: {error}", hint="Copy or download the folder again."
         ) from error
     chosen = choose_quantization(wanted.quantize, model, wanted.device)
     words = tokenizer.load_tokenizer(folder)
-    ranges = statistics.load_statistics(folder, config.action_dim, config.proprio_dim, wanted.unnorm_key)
-    with _weights(folder, config, model) as files:
-        remark = unused_parts(folder, config) if is_openvla(folder) else None
-        yield _Found(model, words, ranges, files, chosen, commit, remark, used)
+    ranges = statistics.load_statistics(
+        folder, config.action_dim, config.proprio_dim, wanted.unnorm_key, source.stored.get("norm_stats")
+    )
+    with _weights(source, model) as files:
+        remark = unused_parts(folder, config) if source.is_openvla else None
+        yield _Found(model, words, ranges, files, chosen, source.revision, remark, used)
 
 
-def _locate(name_or_folder: str | Path, revision: str | None) -> tuple[Path, str | None]:
-    """Folder of a policy, and the commit if it came from the Hub."""
-    folder, name = Path(name_or_folder), str(name_or_folder)
-    if name in BUILT_IN:
-        return _ASSETS / name, None
-    if folder.is_dir():
-        return folder, None
-    if not is_hub_id(name):
-        raise UnknownNameError("policy (or folder, or Hub id)", name, BUILT_IN)
-    snapshot = download(name, revision)
-    return snapshot.folder, snapshot.revision
-
-
-def _weights(folder: Path, config: VLAConfig, model: PrismaticVLA) -> WeightFiles | OpenVLAWeights:
+def _weights(source: PolicySource, model: PrismaticVLA) -> WeightFiles | OpenVLAWeights:
     """The folder's weights, which hold exactly the model's tensors."""
-    if is_openvla(folder):
-        return OpenVLAWeights(folder, config, model)
-    files = WeightFiles(folder)
+    if source.is_openvla:
+        return OpenVLAWeights(source.folder, model.config, model)
+    files = WeightFiles(source.folder)
     try:
-        require_fit(folder, shapes(model.state_dict()), files.shapes())
+        require_fit(source.folder, shapes(model.state_dict()), files.shapes())
     except CheckpointError:
         files.close()
         raise
     return files
-
-
-def load_config(folder: Path) -> VLAConfig:
-    """Read ``config.json`` of a policy's folder.
-
-    Args:
-        folder: The policy's folder.
-
-    Returns:
-        The configuration.
-
-    Raises:
-        CheckpointError: The file is missing or malformed.
-    """
-    path = folder / _CONFIG
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        kind = data.get("model_type", data.get("type")) if isinstance(data, dict) else None
-        if kind is not None:
-            raise CheckpointError(
-                f"{path} is that of a model of type {str(kind)!r}.",
-                hint="Policies of vlacoach's own form and OpenVLA's (model_type openvla) can be loaded.",
-            )
-        return VLAConfig.model_validate(data)
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error}.", hint="Is this a policy's folder?") from error
-    except (ValueError, ValidationError) as error:
-        raise CheckpointError(
-            f"{path} is not a policy's configuration: {error}", hint="Copy or download the folder again."
-        ) from error
 
 
 def save_policy(policy: VLAPolicy, folder: Path, dtype: Precision) -> Path:
@@ -246,7 +190,7 @@ def save_policy(policy: VLAPolicy, folder: Path, dtype: Precision) -> Path:
     }
     with replaced_folder(folder, "policy") as fresh:
         save_file(state, fresh / SINGLE, metadata={"format": "pt"})
-        (fresh / _CONFIG).write_text(policy.config.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        (fresh / CONFIG).write_text(policy.config.model_dump_json(indent=2) + "\n", encoding="utf-8")
         policy.tokenizer.backend_tokenizer.save(str(fresh / tokenizer.FILE_NAME))
         (fresh / statistics.FILE_NAME).write_text(policy.statistics.to_json(), encoding="utf-8")
         (fresh / _CARD).write_text(_model_card(policy, state), encoding="utf-8")

@@ -1,14 +1,15 @@
-"""Folders that are replaced as a whole or not at all, and tensors that fit or do not."""
+"""Files of a policy's folder: replaced as a whole or not at all, JSON that is there, tensors that fit or do not."""
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
@@ -46,6 +47,23 @@ def replaced_folder(target: Path, what: str) -> Iterator[Path]:
             f"The {what} could not be written to {target}: {error}.",
             hint="Check free disk space and permissions; what was there before is unchanged.",
         ) from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file of a policy's folder.
+
+    Raises:
+        CheckpointError: The file is missing, or holds something else.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error}.", "Is this a policy's folder?") from error
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not JSON: {error}.", "Copy or download it again.") from error
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{path} is not a JSON object.", "Copy or download it again.")
+    return data
 
 
 def differences(expected: Mapping[str, Shape], found: Mapping[str, Shape]) -> list[str]:

@@ -6,7 +6,6 @@ the L1 head). A folder does not say how it is to be decoded: :class:`OpenVLAOpti
 
 from __future__ import annotations
 
-import json
 import pickle
 import re
 from collections.abc import Mapping
@@ -21,7 +20,7 @@ from torch import nn
 from vlacoach.errors import CheckpointError
 from vlacoach.policies.action_tokens import NUM_BINS
 from vlacoach.policies.configuration import DinoConfig, Head, LanguageConfig, VisionConfig, VLAConfig
-from vlacoach.policies.folders import Shape, shapes
+from vlacoach.policies.folders import Shape, read_json, shapes
 from vlacoach.policies.openvla_keys import published_shapes, sources, take
 from vlacoach.policies.weights import WeightFiles, require_fit
 
@@ -103,14 +102,6 @@ class OpenVLAOptions:
         )
 
 
-def is_openvla(folder: Path) -> bool:
-    """Whether a folder's ``config.json`` is of OpenVLA's published form."""
-    try:
-        return bool(json.loads((folder / CONFIG).read_text(encoding="utf-8")).get("model_type") == MODEL_TYPE)
-    except (OSError, ValueError, AttributeError):
-        return False
-
-
 def choose_head(folder: Path, name: str, wanted: str, tokens_only: bool = False) -> Head:
     """The head that options and folder amount to; see :class:`OpenVLAOptions`.
 
@@ -149,10 +140,11 @@ def unused_parts(folder: Path, config: VLAConfig) -> str | None:
     return None
 
 
-def read_config(folder: Path, name: str, options: OpenVLAOptions) -> VLAConfig:
+def read_config(data: Mapping[str, Any], folder: Path, name: str, options: OpenVLAOptions) -> VLAConfig:
     """The configuration of a published folder.
 
     Args:
+        data: Content of its ``config.json``.
         folder: The policy's folder.
         name: What the user called it.
         options: What the files leave open.
@@ -160,7 +152,6 @@ def read_config(folder: Path, name: str, options: OpenVLAOptions) -> VLAConfig:
     Raises:
         CheckpointError: A file is missing or malformed, or asks for a part that is not supported.
     """
-    data = _read_json(folder / CONFIG)
     head = choose_head(folder, name, options.head, options.tokens_only)
     parallel = head != "openvla"
     proprio = options.proprio
@@ -171,7 +162,7 @@ def read_config(folder: Path, name: str, options: OpenVLAOptions) -> VLAConfig:
     try:
         if int(data.get("n_action_bins", NUM_BINS)) != NUM_BINS:
             raise ValueError(f"n_action_bins is {data['n_action_bins']}, not {NUM_BINS}")
-        vision, dino, (mean, std) = _towers(data, _read_json(folder / PREPROCESSOR))
+        vision, dino, (mean, std) = _towers(data, read_json(folder / PREPROCESSOR))
         language = _language(data["text_config"])
         fused = vision.hidden_size + (dino.hidden_size if dino else 0)
         return VLAConfig(
@@ -264,18 +255,6 @@ class OpenVLAWeights:
         if origin.part is not None:
             return self._files.read_third(origin.key, origin.part)
         return take(origin, self._files.read(origin.key))
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error}.", "Is this a policy's folder?") from error
-    except ValueError as error:
-        raise CheckpointError(f"{path} is not JSON: {error}.", "Copy or download it again.") from error
-    if not isinstance(data, dict):
-        raise CheckpointError(f"{path} is not a JSON object.", "Copy or download it again.")
-    return data
 
 
 def _towers(data: Mapping[str, Any], processor: Mapping[str, Any]) -> tuple[VisionConfig, DinoConfig | None, _Colors]:

@@ -102,9 +102,10 @@ class VLAPolicy:
     @property
     def cameras(self) -> tuple[str, ...]:
         """LIBERO's cameras whose pictures it reads, in order."""
-        if self.config.num_images > len(CAMERAS):
-            raise ConfigError(f"Policy {self.name!r} reads {self.config.num_images} images; LIBERO has {len(CAMERAS)}.")
-        return CAMERAS[: self.config.num_images]
+        count, most = self.config.num_images, len(CAMERAS)
+        if count > most:
+            raise ConfigError(f"Policy {self.name!r} reads {count} images; LIBERO has {most}.", "Lower num_images.")
+        return CAMERAS[:count]
 
     @property
     def feature_dim(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,17 +50,22 @@ class DatasetStatistics:
 
 
 def load_statistics(
-    folder: Path, action_dim: int, proprio_dim: int | None, key: str | None = None
+    folder: Path,
+    action_dim: int,
+    proprio_dim: int | None,
+    key: str | None = None,
+    norm_stats: Mapping[str, Any] | None = None,
 ) -> DatasetStatistics:
     """Read the statistics of a policy's folder.
 
     Args:
-        folder: The policy's folder. ``dataset_statistics.json``, where there is one, replaces the ``norm_stats`` of
-            ``config.json`` altogether, as in OpenVLA's evaluation code.
+        folder: The policy's folder.
         action_dim: Numbers the file must have for an action.
         proprio_dim: Numbers the file must have for proprioception; None if the policy reads none.
         key: Data set; where there is none of this name, ``<key>_no_noops`` is tried, as siiRL and SimpleVLA-RL do. None
             takes the only one.
+        norm_stats: What ``config.json`` holds under this name. ``dataset_statistics.json``, where there is one,
+            replaces it altogether, as in OpenVLA's evaluation code.
 
     Returns:
         The statistics of the data set.
@@ -71,11 +77,10 @@ def load_statistics(
     try:
         if path.is_file():
             data = json.loads(path.read_text(encoding="utf-8"))
+        elif norm_stats is not None:
+            data, path = norm_stats, folder / "config.json"
         else:
-            data = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("norm_stats")
-            if data is None:
-                raise CheckpointError(f"{path} is missing.", hint="It says what the actions' -1 and +1 stand for.")
-            path = folder / "config.json"
+            raise CheckpointError(f"{path} is missing.", hint="It says what the actions' -1 and +1 stand for.")
         name = _choose(list(data), key, path)
         action, proprio = data[name]["action"], data[name].get("proprio")
         low, high = _vector(action["q01"], action_dim), _vector(action["q99"], action_dim)

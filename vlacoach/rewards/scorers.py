@@ -28,7 +28,7 @@ from vlacoach.rewards.self_referential import (
     self_referential_details,
 )
 from vlacoach.rewards.tensor_files import read_tensors, replace_file, write_tensors
-from vlacoach.rewards.trajectory import Trajectory
+from vlacoach.rewards.trajectory import PatchAverages, Trajectory
 
 if TYPE_CHECKING:
     from vlacoach.rewards.bank import ReferenceBank
@@ -100,6 +100,11 @@ class Scorer(ABC):
     def needs_frames(self) -> bool:
         """Whether :meth:`embed` reads ``Trajectory.frames``, which rollouts keep on demand only."""
         return False
+
+    @property
+    def patch_averages(self) -> PatchAverages | None:
+        """The averages that are all this scorer reads of patch features; None for one that reads more, or nothing."""
+        return None
 
     def can_fit(self, trajectories: Sequence[Trajectory]) -> bool:
         """Whether :meth:`fit` would find what it needs; False for a scorer that has nothing to train."""

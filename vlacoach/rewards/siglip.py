@@ -17,7 +17,7 @@ from torch import Tensor
 from vlacoach.errors import ConfigError, NonFiniteError, VlacoachError
 from vlacoach.rewards.scorers import HasFeatures, Scorer, finite_embedding
 from vlacoach.rewards.temporal import Pooling, check_pooling, pool, pooling_weights
-from vlacoach.rewards.trajectory import Trajectory
+from vlacoach.rewards.trajectory import PatchAverages, RecomputedFeatures, Trajectory
 
 _CONTROL_SIZE = 16
 
@@ -58,6 +58,11 @@ class SiglipScorer(Scorer):
         self.channels = channels
         self.pooling = pooling
         self.pooling_k = pooling_k
+
+    @property
+    def patch_averages(self) -> PatchAverages:
+        """Grid and channels."""
+        return self.grid, self.channels
 
     def embed(self, trajectory: Trajectory) -> npt.NDArray[np.float32]:
         """Embed a trajectory; (grid^2 * D,), or k times that with pooling by segments."""
@@ -138,10 +143,13 @@ def look_features(trajectory: Trajectory, grid: int = 1, channels: int | None = 
         NonFiniteError: If a feature is NaN or infinite; names the rollout slot.
         VlacoachError: If the trajectory has no looks.
     """
-    first = 0 if channels is None else -channels
-    looks = cell_means(trajectory.patch_features().detach()[..., first:].float(), grid)
+    features, kind = trajectory.features, (grid, channels)
+    if isinstance(features, RecomputedFeatures) and kind in features.averages:
+        looks = features.averages[kind]
+    else:
+        looks = average_patches(trajectory.patch_features().detach(), kind)
     if trajectory.terminal_features is not None:
-        last = cell_means(trajectory.terminal_features.detach()[None, ..., first:].float(), grid)
+        last = average_patches(trajectory.terminal_features.detach()[None], kind)
         looks = torch.cat([looks, last.to(looks.device)])
     if not len(looks):
         raise VlacoachError(f"The trajectory of {trajectory} has no looks.")
@@ -149,6 +157,13 @@ def look_features(trajectory: Trajectory, grid: int = 1, channels: int | None = 
     if not bool(torch.isfinite(looks).all()):
         raise NonFiniteError(f"The vision features of {trajectory} are not finite.")
     return looks
+
+
+def average_patches(features: Tensor, kind: PatchAverages) -> Tensor:
+    """(T, P, D) features to (T, grid^2 * channels) float32; see :func:`look_features`."""
+    grid, channels = kind
+    first = 0 if channels is None else -channels
+    return cell_means(features[..., first:].float(), grid)
 
 
 def cell_means(patches: Tensor, grid: int) -> Tensor:

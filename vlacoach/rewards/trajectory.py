@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from vlacoach.errors import VlacoachError
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+PatchAverages = tuple[int, int | None]
+"""Cells a side in which the patches of a look are averaged, and the last channels that are read (None: all)."""
 
 
 @dataclass(frozen=True)
@@ -20,18 +24,22 @@ class RecomputedFeatures:
         images: (T, H, W, 3) or (T, I, H, W, 3) uint8, one look a row.
         encode: Features (n, P, D) of n rows; the policy's frozen vision tower.
         batch: Rows that are encoded at once.
+        averages: (T, E) float32 averages of the features, a row a look, that were taken when they were there: they are
+            small, and scorers need not encode the pictures again for them.
     """
 
     images: Tensor
     encode: Callable[[Tensor], Tensor]
     batch: int = 16
+    averages: Mapping[PatchAverages, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, rows: slice) -> RecomputedFeatures:
         """Those of some looks."""
-        return replace(self, images=self.images[rows])
+        averages = {kind: values[rows] for kind, values in self.averages.items()}
+        return replace(self, images=self.images[rows], averages=averages)
 
     def __call__(self) -> Tensor:
         """(T, P, D), on the CPU."""

@@ -196,8 +196,9 @@ class GRPOConfig(Section):
     """Passes over an update's trajectories."""
     minibatches: Positive = 4
     """Optimizer steps in one pass."""
-    micro_batch: Positive = 64
-    """Looks (action chunks) in one forward and backward pass; smaller needs less memory and changes no result."""
+    micro_batch: Positive | Literal["auto"] = "auto"
+    """Looks (action chunks) in one forward and backward pass; smaller needs less memory and changes no result. auto is
+    64, or as many of them as fit into the memory of a CUDA device."""
     feature_budget: Annotated[float, Field(ge=0.0)] | None = None
     """Host memory for an update's vision features, in GiB; what begins beyond it keeps pictures, and runs the tower
     again. null is no limit."""

@@ -172,14 +172,27 @@ def _validate(layers: _Layers) -> TrainConfig:
     try:
         return TrainConfig.model_validate(layers.values)
     except ValidationError as error:
-        problems = [_describe(dict(problem), layers) for problem in error.errors()]
+        problems = [_describe(key, problem, layers) for key, problem in _by_key(error).items()]
     messages = "\n".join(message for message, _ in problems)
     hints = dict.fromkeys(hint for _, hint in problems if hint)
     raise ConfigError(messages, " ".join(hints) or None)
 
 
-def _describe(problem: dict[str, Any], layers: _Layers) -> tuple[str, str | None]:
-    key = ".".join(str(part) for part in problem["loc"])
+def _by_key(error: ValidationError) -> dict[str, dict[str, Any]]:
+    """Complaints by dotted key: of a setting that may be of several types, pydantic has one for each type."""
+    problems: dict[str, dict[str, Any]] = {}
+    for problem in error.errors():
+        depth = 2 if problem["loc"][:1] and problem["loc"][0] in _SECTIONS else 1
+        location = [part for at, part in enumerate(problem["loc"]) if at < depth or isinstance(part, int)]
+        key = ".".join(map(str, location))
+        if key in problems:
+            problems[key]["msg"] += ", or " + problem["msg"].removeprefix("Input should be ")
+        else:
+            problems[key] = dict(problem)
+    return problems
+
+
+def _describe(key: str, problem: dict[str, Any], layers: _Layers) -> tuple[str, str | None]:
     origin = layers.origin(key)
     if origin is None:
         origins = dict.fromkeys(value for known, value in layers.origins.items() if known.startswith(key))
@@ -189,7 +202,7 @@ def _describe(problem: dict[str, Any], layers: _Layers) -> tuple[str, str | None
         near = nearest_key(key)
         hint = f"Did you mean {near!r}?" if near else f"Keys are: {', '.join(config_keys())}."
         return f"{origin}: unknown key {key!r} (value {value!r}).", hint
-    reason = str(problem["msg"]).removeprefix("Value error, ").replace("\n", " ")
+    reason = str(problem["msg"]).removeprefix("Value error, ").replace("\n", " ").rstrip(".")
     if isinstance(value, BaseModel) or (isinstance(value, dict) and key in ("", *_SECTIONS)):
         return f"{origin}: {key + ': ' if key else ''}{reason}.", None
     return f"{origin}: {key} = {value!r} is not valid: {reason}.", None

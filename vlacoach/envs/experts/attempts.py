@@ -40,7 +40,8 @@ class Attempt:
         source: One of ``SOURCES``.
         seed: Decides noise, the moment of wandering off, and where to.
         max_steps: Step limit.
-        chunk_size: Actions between two pictures.
+        chunk_size: Actions between two looks.
+        cameras: Whose pictures are taken.
         image_size: Side of a picture in pixels.
         render_profile: One of ``RENDER_PROFILES``.
     """
@@ -52,6 +53,7 @@ class Attempt:
     seed: int
     max_steps: int = 120
     chunk_size: int = 8
+    cameras: tuple[str, ...] = ("agentview",)
     image_size: int = 128
     render_profile: RenderProfile = "fast"
 
@@ -72,17 +74,16 @@ def attempt_all(attempts: Sequence[Attempt], workers: int = 2) -> Iterator[Recor
             yield episode
 
 
-_simulators: dict[tuple[str, int, RenderProfile], Simulator] = {}
+_simulators: dict[tuple[str, tuple[str, ...], int, RenderProfile], Simulator] = {}
 """Simulators of this process: renderers must not be replaced."""
 
 
 def make_attempt(attempt: Attempt) -> RecordedEpisode | None:
     """Make one attempt; None if the simulation broke down."""
-    key = (attempt.suite, attempt.image_size, attempt.render_profile)
+    key = (attempt.suite, attempt.cameras, attempt.image_size, attempt.render_profile)
     if key not in _simulators:
-        _simulators[key] = Simulator(
-            attempt.suite, image_size=attempt.image_size, render_profile=attempt.render_profile
-        )
+        suite, cameras, size, profile = key
+        _simulators[key] = Simulator(suite, cameras=cameras, image_size=size, render_profile=profile)
     simulator = _simulators[key]
     rng = np.random.default_rng((attempt.seed, attempt.task, attempt.init_state, SOURCES.index(attempt.source)))
     try:
@@ -119,7 +120,8 @@ def _play(simulator: Simulator, attempt: Attempt, rng: np.random.Generator) -> R
 
 
 def _look(simulator: Simulator) -> NDArray[np.uint8]:
-    return next(iter(simulator.render(0).values()))
+    pictures = list(simulator.render(0).values())
+    return pictures[0] if len(pictures) == 1 else np.stack(pictures)
 
 
 def _actions(
