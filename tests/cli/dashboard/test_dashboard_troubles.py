@@ -88,7 +88,7 @@ def test_a_run_that_is_deleted_while_watched_keeps_its_last_screen_and_says_so(d
 @pytest.mark.parametrize(
     ("file", "text", "words"),
     [
-        (names.RUN_FILE, "{", "run.json cannot be read"),
+        (names.RUN_FILE, "{", "run.json"),
         (names.RUN_FILE, '{"schema_version": 99}', "schema 99"),
         (names.CONFIG_FILE, "a: [", "config.yaml"),
     ],
