@@ -87,7 +87,7 @@ class RunFolder:
         with writing(path):
             path.mkdir(parents=True)
         folder = cls(path, config.checkpoint.keep if config else 2)
-        folder._acquire()
+        folder.lock()
         if config is not None:
             write_config(config, path / names.CONFIG_FILE)
         folder.write_info(
@@ -138,7 +138,7 @@ class RunFolder:
         """
         found = cls.open(reference, root)
         folder = cls(found.path, found.config().checkpoint.keep)
-        folder._acquire()
+        folder.lock()
         info = folder.info()
         folder.update_info(
             pid=os.getpid(),
@@ -148,7 +148,12 @@ class RunFolder:
         )
         return folder
 
-    def _acquire(self) -> None:
+    def lock(self) -> None:
+        """Lock the run for this process until :meth:`close`.
+
+        Raises:
+            RunError: Another process writes to it, or the folder cannot be written.
+        """
         with writing(self.path / names.LOCK_FILE):
             descriptor = os.open(self.path / names.LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
