@@ -77,7 +77,7 @@ def test_eval_of_two_policies(invoke, run):
 def test_eval_of_a_missing_or_damaged_checkpoint(invoke, run):
     result = invoke("eval", "--run", "latest", "--checkpoint", "7")
     assert result.exit_code == 4
-    assert "It has: last, 3" in result.stderr
+    assert "There are: last, 3" in result.stderr
     (run.path / "checkpoints" / "000003" / "x").write_text("dama")
     for checkpoint in ("last", "best", "3", "000003"):
         result = invoke("eval", "--run", "latest", "--checkpoint", checkpoint)
