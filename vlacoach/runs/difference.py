@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +28,11 @@ class Setting:
 
     value: Any
     origin: str
+
+    @property
+    def text(self) -> str:
+        """The value for people: text as it is, anything else as JSON."""
+        return self.value if isinstance(self.value, str) else json.dumps(self.value, default=str)
 
 
 @dataclass(frozen=True)

@@ -98,9 +98,7 @@ def _show_settings(titles: list[str], settings: dict[str, tuple[Setting | None, 
 
 
 def _cells(setting: Setting | None) -> tuple[str, str]:
-    if setting is None:
-        return "-", "-"
-    return "null" if setting.value is None else str(setting.value), setting.origin
+    return ("-", "-") if setting is None else (setting.text, setting.origin)
 
 
 def _show_versions(titles: list[str], versions: dict[str, tuple[str | None, str | None]]) -> None:
@@ -132,7 +130,7 @@ def _show_evaluations(titles: list[str], folders: tuple[RunFolder, RunFolder]) -
 
 
 def _measured(found: list[Measurement]) -> str:
-    from vlacoach.cli.tables import rate_with_interval
+    from vlacoach.runs.statistics import rate_with_interval
 
     if not found:
         return "-"
