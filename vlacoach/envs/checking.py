@@ -100,7 +100,7 @@ def _timed(task: int | None, name: str, check: Callable[[], list[str]]) -> EnvCh
 
 def _play(env: LiberoEnv, task: Task) -> list[str]:
     first, info = env.reset(seed=0, options={"task": task.index, "init_state": 0})
-    problems = _of_picture(env.render())
+    problems = ["its picture shows nothing"] if shows_nothing(env.render()) else []
     if info["instruction"] != task.instruction:
         problems.append(f"its instruction is {info['instruction']!r}")
     if first not in env.observation_space:
@@ -122,7 +122,6 @@ def _play(env: LiberoEnv, task: Task) -> list[str]:
     return problems
 
 
-def _of_picture(picture: NDArray[np.uint8] | None) -> list[str]:
-    if picture is None or picture.std() < _LEAST_CONTRAST:
-        return ["its picture shows nothing"]
-    return []
+def shows_nothing(picture: NDArray[np.uint8] | None) -> bool:
+    """Whether a picture (H, W, 3) is missing, black, or of one color."""
+    return picture is None or bool(picture.std() < _LEAST_CONTRAST)
