@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from importlib import metadata
+
 import pytest
 
 from vlacoach.cli.eval import Split, states_of
+from vlacoach.cli.train import _resume
 from vlacoach.runs.checkpoints import CheckpointStore
 from vlacoach.runs.config import TrainConfig
 from vlacoach.runs.folder import RunFolder
+from vlacoach.runs.resolve import Flag
 
 
 @pytest.fixture
@@ -61,6 +65,31 @@ def test_resume_cannot_change_what_decides_the_numbers(invoke, run, args, messag
     assert (run.path / "config.yaml").read_text() == before
     # The lock was given back.
     RunFolder.resume(run.path).close()
+
+
+def test_a_tracker_that_is_not_installed_exits_2_and_leaves_nothing(invoke, tmp_path, monkeypatch):
+    def missing(package):
+        raise metadata.PackageNotFoundError(package)
+
+    monkeypatch.setattr(metadata, "version", missing)
+    result = invoke("train", "--log", "tensorboard", "--log", "wandb")
+    assert result.exit_code == 2
+    assert 'pip install "vlacoach[tensorboard]"' in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_tracker_exits_2_and_lists_those_there_are(invoke, tmp_path):
+    assert "'wandb'" in invoke("train", "--log", "mlflow").stderr
+    result = invoke("train", "--set", "logging.trackers=[mlflow]")
+    assert result.exit_code == 2
+    assert "logging.trackers" in result.stderr
+    assert "'trackio'" in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_resume_may_change_where_metrics_go(run):
+    _, resolved = _resume("first", run.path.parent, None, [], [Flag("--log", "logging.trackers", ["tensorboard"] * 2)])
+    assert resolved.config.logging.trackers == ("tensorboard",)
 
 
 def test_resume_of_a_run_in_use(invoke, run):

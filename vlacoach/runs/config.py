@@ -11,11 +11,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from vlacoach.errors import ConfigError
 from vlacoach.profiles import RenderProfile
 from vlacoach.runs.indices import parse_indices
+from vlacoach.runs.trackers import TrackerName
 
 
 def _index_tuple(value: Any) -> Any:
@@ -235,6 +236,18 @@ class CheckpointConfig(Section):
     """Newest checkpoints that are kept, beside the best one."""
 
 
+class LoggingConfig(Section):
+    """Where metrics go beside the run folder."""
+
+    trackers: tuple[TrackerName, ...] = ()
+    """Trackers, each an extra of its own: tensorboard (event files in the run folder), wandb, trackio."""
+
+    @field_validator("trackers")
+    @classmethod
+    def _each_once(cls, trackers: tuple[TrackerName, ...]) -> tuple[TrackerName, ...]:
+        return tuple(dict.fromkeys(trackers))
+
+
 class TrainConfig(Section):
     """Everything that decides the result of a training run."""
 
@@ -248,6 +261,7 @@ class TrainConfig(Section):
     grpo: GRPOConfig = GRPOConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    logging: LoggingConfig = LoggingConfig()
 
     @classmethod
     def load(cls, file: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:

@@ -26,6 +26,7 @@ from vlacoach.runs.files import plain, replace_link, replace_text, writing
 from vlacoach.runs.finding import find_run
 from vlacoach.runs.jsonl import JsonlReader, JsonlWriter, keep_records
 from vlacoach.runs.resolve import DEFAULT_ORIGIN, config_hash
+from vlacoach.runs.trackers import MetricWriter, Trackers
 from vlacoach.runs.yaml_io import write_config
 
 STALE_SECONDS = 120.0
@@ -52,6 +53,7 @@ class RunFolder:
         self.path = path
         self.checkpoints = CheckpointStore(path / names.CHECKPOINTS_FOLDER, keep)
         self._writers: dict[str, JsonlWriter] = {}
+        self._trackers = Trackers(lambda message, advice: self.alert("warning", message, advice))
         self._lock = -1
         self._last_beat = -BEAT_SECONDS
         self._last_stage: str | None = None
@@ -262,8 +264,13 @@ class RunFolder:
         return self._writers[file]
 
     def log_metrics(self, step: int, values: Mapping[str, Any]) -> None:
-        """Append a line to metrics.jsonl; ``step`` is the number of updates done."""
+        """Append a line to metrics.jsonl, and send it to the trackers; ``step`` is the number of updates done."""
         self.writer(names.METRICS_FILE).write({names.STEP: step, **values})
+        self._trackers.log(step, values)
+
+    def attach(self, tracker: MetricWriter) -> None:
+        """Send metrics to a tracker too, which :meth:`close` ends."""
+        self._trackers.attach(tracker)
 
     def log_episode(self, step: int, **fields: Any) -> None:
         """Append a line to episodes.jsonl."""
@@ -317,7 +324,8 @@ class RunFolder:
             keep_records(self.path / file, lambda record: record.get(names.STEP, 0) <= step)
 
     def close(self) -> None:
-        """Close the files and give the lock back."""
+        """End the trackers, close the files, and give the lock back."""
+        self._trackers.close()
         for writer in self._writers.values():
             writer.close()
         self._writers.clear()
