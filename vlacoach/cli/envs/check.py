@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vlacoach.cli.console import narration, show, show_json, verbosity
-from vlacoach.cli.options import Json
+from vlacoach.cli.options import Json, complete_suite
 from vlacoach.errors import ExitCode
 
 if TYPE_CHECKING:
@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 def check_command(
     context: typer.Context,
-    suite: Annotated[str, typer.Argument(metavar="[SUITE]", help="Suite to check.")] = "libero_goal",
+    suite: Annotated[
+        str, typer.Argument(metavar="[SUITE]", help="Suite to check.", autocompletion=complete_suite)
+    ] = "libero_goal",
     tasks: Annotated[
         str | None, typer.Option("--tasks", help='Tasks, such as "1,4,8" or "0-3"; left out, all.')
     ] = None,

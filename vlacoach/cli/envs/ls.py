@@ -7,12 +7,15 @@ from typing import Annotated, Any
 import typer
 
 from vlacoach.cli.console import show, show_json
-from vlacoach.cli.options import Json
+from vlacoach.cli.options import Json, complete_suite
 
 
 def ls_command(
     suite: Annotated[
-        str | None, typer.Argument(metavar="[SUITE]", help="Suite whose tasks to list; left out, all suites.")
+        str | None,
+        typer.Argument(
+            metavar="[SUITE]", help="Suite whose tasks to list; left out, all suites.", autocompletion=complete_suite
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vlacoach.cli.console import show, show_json
-from vlacoach.cli.options import DEFAULT_RUNS_DIR, Json, RunsDir
+from vlacoach.cli.options import DEFAULT_RUNS_DIR, Json, RunsDir, complete_run
 from vlacoach.cli.runs.summary import summarize
 
 if TYPE_CHECKING:
@@ -19,8 +19,12 @@ _SPLITS = {"held-out": "eval", "train": "eval_train"}
 
 
 def diff_command(
-    first: Annotated[str, typer.Argument(metavar="A", help="A run: path, name, id, or 'latest'.")],
-    second: Annotated[str, typer.Argument(metavar="B", help="The run to compare it with.")],
+    first: Annotated[
+        str, typer.Argument(metavar="A", help="A run: path, name, id, or 'latest'.", autocompletion=complete_run)
+    ],
+    second: Annotated[
+        str, typer.Argument(metavar="B", help="The run to compare it with.", autocompletion=complete_run)
+    ],
     runs_dir: RunsDir = DEFAULT_RUNS_DIR,
     as_json: Json = False,
 ) -> None:

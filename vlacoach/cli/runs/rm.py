@@ -8,12 +8,15 @@ from typing import Annotated
 import typer
 
 from vlacoach.cli.console import narration, show
-from vlacoach.cli.options import DEFAULT_RUNS_DIR, RunsDir
+from vlacoach.cli.options import DEFAULT_RUNS_DIR, RunsDir, complete_run
 from vlacoach.errors import ConfigError, ExitCode
 
 
 def rm_command(
-    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Runs: paths, names, ids, or 'latest'.")],
+    runs: Annotated[
+        list[str],
+        typer.Argument(metavar="RUN...", help="Runs: paths, names, ids, or 'latest'.", autocompletion=complete_run),
+    ],
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask; needed where there is no terminal.")] = False,
     runs_dir: RunsDir = DEFAULT_RUNS_DIR,
 ) -> None:
