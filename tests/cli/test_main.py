@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import typer
@@ -69,6 +70,12 @@ def test_every_command_explains_itself_with_an_example(invoke, path):
     before, _, examples = result.stdout.partition("For example:")
     assert before.strip()
     assert f"vlacoach {' '.join(path)}" in examples
+
+
+def test_the_documentation_has_every_command_with_an_example():
+    text = (Path(__file__).parents[2] / "docs" / "cli.md").read_text(encoding="utf-8")
+    missing = [" ".join(path) for path in commands() if f"| `vlacoach {' '.join(path)}` | `vlacoach" not in text]
+    assert missing == []
 
 
 def complete(words, folder):

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from vlacoach.errors import ConfigError
+from vlacoach.errors import ConfigError, RunError
 from vlacoach.runs import trackers
 from vlacoach.runs.config import TrainConfig
 from vlacoach.runs.folder import RunFolder
@@ -98,6 +98,14 @@ def test_a_tracker_that_cannot_end_does_not_keep_the_others_from_it(run):
     run.close()
     assert whole.closed == 1
     assert "still sending" in run.alerts()[0]["message"]
+
+
+def test_the_lock_is_given_back_even_where_the_alert_cannot_be_written(run):
+    run.attach(Recorder(fails_to_close=True))
+    (run.path / "alerts.jsonl").mkdir()
+    with pytest.raises(RunError, match=r"alerts\.jsonl"):
+        run.close()
+    RunFolder.resume(run.path).close()
 
 
 def test_ctrl_c_while_logging_is_not_the_trackers(run):

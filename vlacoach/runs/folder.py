@@ -325,13 +325,15 @@ class RunFolder:
 
     def close(self) -> None:
         """End the trackers, close the files, and give the lock back."""
-        self._trackers.close()
-        for writer in self._writers.values():
-            writer.close()
-        self._writers.clear()
-        if self._lock >= 0:
-            os.close(self._lock)
-            self._lock = -1
+        try:
+            self._trackers.close()
+        finally:
+            for writer in self._writers.values():
+                writer.close()
+            self._writers.clear()
+            if self._lock >= 0:
+                os.close(self._lock)
+                self._lock = -1
 
     def __enter__(self) -> RunFolder:
         return self
