@@ -11,7 +11,7 @@ The public face is small::
         agent = vlacoach.GRPOAgent(policy, envs, scorer)
         agent.learn(updates=40)
 
-Importing this package loads neither torch nor mujoco nor textual; the names below load what they need.
+Importing this package loads neither torch nor mujoco nor textual nor Gymnasium; the names below load what they need.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from vlacoach.envs.registration import register_envs
+from vlacoach.envs.registration import register_envs_when_needed
 
 if TYPE_CHECKING:
     from vlacoach.agents.grpo import GRPOAgent
@@ -35,7 +35,7 @@ _LAZY = {
     "make_scorer": "vlacoach.rewards",
 }
 
-register_envs()
+register_envs_when_needed()
 
 
 def __getattr__(name: str) -> Any:

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import typer
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from vlacoach import __version__, errors
-from vlacoach.cli.main import _Group
+from vlacoach.cli.main import _Group, app
+from vlacoach.runs.folder import RunFolder
 
-HEAVY = ("torch", "mujoco", "textual", "transformers", "matplotlib", "scipy", "robosuite", "h5py")
+HEAVY = ("torch", "mujoco", "textual", "transformers", "matplotlib", "scipy", "robosuite", "h5py", "gymnasium")
 
 
 @pytest.mark.parametrize(
@@ -43,10 +47,53 @@ def test_module_is_the_command():
     assert done.stdout == f"vlacoach {__version__}\n"
 
 
-def test_help_lists_every_command(invoke):
-    result = invoke("--help")
-    for command in ("train", "eval", "sft", "demos", "runs", "config", "doctor"):
-        assert command in result.stdout
+def commands(command=None, path=()):
+    """Every command that does something, as the words it is called by."""
+    inner = getattr(get_command(app) if command is None else command, "commands", None)
+    if inner is None:
+        return [path]
+    return [leaf for name, one in inner.items() for leaf in commands(one, (*path, name))]
+
+
+def test_help_lists_every_command_under_a_heading(invoke):
+    text = invoke("--help").stdout
+    assert {path[0] for path in commands()} >= {"train", "eval", "sft", "demos", "runs", "envs", "config", "doctor"}
+    rows = [line.strip("│ ").split(" ")[0] for line in text.splitlines()]
+    assert {path[0] for path in commands()} <= set(rows)
+    assert "─ Commands ─" not in text
+
+
+@pytest.mark.parametrize("path", commands(), ids=" ".join)
+def test_every_command_explains_itself_with_an_example(invoke, path):
+    result = invoke(*path, "--help")
+    assert result.exit_code == 0
+    before, _, examples = result.stdout.partition("For example:")
+    assert before.strip()
+    assert f"vlacoach {' '.join(path)}" in examples
+
+
+def test_the_documentation_has_every_command_with_an_example():
+    text = (Path(__file__).parents[2] / "docs" / "cli.md").read_text(encoding="utf-8")
+    missing = [" ".join(path) for path in commands() if f"| `vlacoach {' '.join(path)}` | `vlacoach" not in text]
+    assert missing == []
+
+
+def complete(words, folder):
+    """What the shell is told that the last word may be."""
+    environment = {**os.environ, "_VLACOACH_COMPLETE": "complete_bash", "COMP_WORDS": " ".join(words),
+                   "COMP_CWORD": str(len(words) - 1), "VLACOACH_RUNS_DIR": str(folder)}  # fmt: skip
+    command = [sys.executable, "-m", "vlacoach"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    return done.stdout.split()
+
+
+def test_the_shell_completes_commands_runs_and_suites(tmp_path):
+    with RunFolder.create(tmp_path, "first") as folder:
+        name = folder.path.name
+    assert complete(["vlacoach", "ru"], tmp_path) == ["runs"]
+    assert complete(["vlacoach", "runs", "show", ""], tmp_path) == ["latest", name[-4:], name]
+    assert complete(["vlacoach", "runs", "diff", "latest", name[:6]], tmp_path) == [name]
+    assert complete(["vlacoach", "envs", "ls", "libero_9"], tmp_path) == ["libero_90"]
 
 
 def test_usage_errors_exit_2(invoke):

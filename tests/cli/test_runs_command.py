@@ -73,17 +73,31 @@ def test_unknown_run_exits_5_and_lists_runs(invoke, run):
 
 
 def test_report(invoke, run, tmp_path):
-    document = json.loads(invoke("runs", "report", "--json").stdout)
-    assert document["learning_curve"].endswith(names.CURVES_FILE)
-    assert (run.path / names.CURVES_FILE).read_bytes().startswith(b"\x89PNG")
-    assert invoke("runs", "report", "--out", tmp_path / "x.png").exit_code == 0
-    assert (tmp_path / "x.png").exists()
+    document = json.loads(invoke("runs", "report", "--json", "--png", tmp_path / "figures" / "all").stdout)
+    assert document["report"] == str(run.path.resolve() / names.REPORT_FILE)
+    assert (run.path / names.REPORT_FILE).read_text().startswith("<!DOCTYPE html>")
+    assert list(document) == ["report", "success", "health"]
+    assert (tmp_path / "figures" / "all" / "health.png").read_bytes().startswith(b"\x89PNG")
+    assert invoke("runs", "report", "--out", "page.html").stdout == "report: page.html\n"
+    assert invoke("runs", "report", "--out", tmp_path / "none" / "x.html").exit_code == 5
+
+
+def test_report_of_the_learning_curve_alone(invoke, run, tmp_path):
+    assert invoke("runs", "report", "--out", "x.png").stdout == "learning curve: x.png\n"
+    assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
     assert invoke("runs", "report", "--out", tmp_path / "none" / "x.png").exit_code == 5
+
+
+def test_report_of_another_kind(invoke, run, tmp_path):
+    result = invoke("runs", "report", "--out", "x.pdf")
+    assert result.exit_code == 2
+    assert ".html" in result.stderr
 
 
 def test_report_without_metrics(invoke, run):
     (run.path / names.METRICS_FILE).unlink()
-    assert invoke("runs", "report").exit_code == 5
+    assert invoke("runs", "report", "--out", "x.png").exit_code == 5
+    assert invoke("runs", "report", "--out", "x.html").exit_code == 0
 
 
 def test_runs_dir_from_the_environment(invoke, run, tmp_path, monkeypatch):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib import metadata
+
 import pytest
 
 from vlacoach.cli.eval import Split, states_of
@@ -9,6 +11,7 @@ from vlacoach.cli.train import _resume
 from vlacoach.runs.checkpoints import CheckpointStore
 from vlacoach.runs.config import TrainConfig
 from vlacoach.runs.folder import RunFolder
+from vlacoach.runs.resolve import Flag
 
 
 @pytest.fixture
@@ -72,6 +75,31 @@ def test_a_resumed_run_may_change_its_micro_batch_and_says_what_auto_was(run):
         assert TrainConfig.load(run.path / "config.yaml").grpo.micro_batch == used
 
 
+def test_a_tracker_that_is_not_installed_exits_2_and_leaves_nothing(invoke, tmp_path, monkeypatch):
+    def missing(package):
+        raise metadata.PackageNotFoundError(package)
+
+    monkeypatch.setattr(metadata, "version", missing)
+    result = invoke("train", "--log", "tensorboard", "--log", "wandb")
+    assert result.exit_code == 2
+    assert 'pip install "vlacoach[tensorboard]"' in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_tracker_exits_2_and_lists_those_there_are(invoke, tmp_path):
+    assert "'wandb'" in invoke("train", "--log", "mlflow").stderr
+    result = invoke("train", "--set", "logging.trackers=[mlflow]")
+    assert result.exit_code == 2
+    assert "logging.trackers" in result.stderr
+    assert "'trackio'" in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_resume_may_change_where_metrics_go(run):
+    _, resolved = _resume("first", run.path.parent, None, [], [Flag("--log", "logging.trackers", ["tensorboard"] * 2)])
+    assert resolved.config.logging.trackers == ("tensorboard",)
+
+
 def test_resume_of_a_run_in_use(invoke, run):
     with RunFolder.resume(run.path):
         result = invoke("train", "--resume", "latest")
@@ -86,7 +114,7 @@ def test_eval_of_two_policies(invoke, run):
 def test_eval_of_a_missing_or_damaged_checkpoint(invoke, run):
     result = invoke("eval", "--run", "latest", "--checkpoint", "7")
     assert result.exit_code == 4
-    assert "It has: last, 3" in result.stderr
+    assert "There are: last, 3" in result.stderr
     (run.path / "checkpoints" / "000003" / "x").write_text("dama")
     for checkpoint in ("last", "best", "3", "000003"):
         result = invoke("eval", "--run", "latest", "--checkpoint", checkpoint)

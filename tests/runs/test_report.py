@@ -6,7 +6,7 @@ from PIL import Image
 
 from vlacoach.errors import RunError
 from vlacoach.runs import constants as names
-from vlacoach.runs.report import learning_curve, series, write_learning_curve
+from vlacoach.runs.report import figures, learning_curve, series, stage_seconds, write_learning_curve
 from vlacoach.runs.statistics import wilson_interval
 
 
@@ -47,3 +47,25 @@ def test_png_is_written_whole(tmp_path):
 def test_nothing_to_draw(tmp_path):
     with pytest.raises(RunError, match="no metrics"):
         write_learning_curve([{"step": 1}], tmp_path / "curve.png", "run")
+
+
+def test_figures_are_those_there_are_metrics_for():
+    assert figures([{"step": 1}]) == {}
+    drawn = figures(records())
+    assert list(drawn) == ["success", "health"]
+    panels = [axes for axes in drawn["health"].axes if axes.axison]
+    assert [axes.get_ylabel() for axes in panels] == ["KL (nats)", "entropy (nats)"]
+
+
+def test_time_is_stacked_by_stage_without_the_sums():
+    lines = [
+        {"step": 1, "time/rollout": 3.0, "time/update": 1.0, "time/total": 4.5},
+        {"step": 1, "time/elapsed": 99.0},
+        {"step": 2, "time/rollout": 2.0, "time/update": None},
+    ]
+    assert stage_seconds(lines) == {"rollout": {1: 3.0, 2: 2.0}, "update": {1: 1.0}}
+    axes = figures(lines)["time"].axes[0]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["rollout", "update"]
+    top = axes.collections[-1].get_paths()[0].vertices
+    assert top[:, 1].max() == 4.0
+    assert (top[:, 0].min(), top[:, 0].max()) == (0.5, 2.5)

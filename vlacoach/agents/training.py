@@ -20,7 +20,7 @@ from vlacoach.runs.control import RemoteControl
 from vlacoach.runs.files import replace_text
 from vlacoach.runs.heartbeat import RunReporter
 from vlacoach.runs.report import write_learning_curve
-from vlacoach.runs.results import Comparison, EvaluationResult, TrainResult, compare, write_results
+from vlacoach.runs.results import Comparison, EvaluationResult, TrainResult, compare, read_baseline, write_results
 from vlacoach.runs.stopping import GracefulStop
 from vlacoach.runs.system import SystemSampler
 
@@ -37,8 +37,6 @@ if TYPE_CHECKING:
     from vlacoach.runs.reporting import Reporter
 
 HELD_OUT, TRAIN = "held-out", "train"
-BASELINE_FILE = "baseline.json"
-"""Evaluation before training, kept beside the run's other files until the run is finished."""
 
 
 def train(config: TrainConfig, folder: RunFolder, reporter: Reporter, resume: bool = False) -> TrainResult:
@@ -200,10 +198,9 @@ class TrainingRun:
     # Evaluation
 
     def _baseline(self) -> dict[str, EvaluationResult]:
-        file = self.folder.path / BASELINE_FILE
-        if file.is_file():
-            stored = json.loads(file.read_text(encoding="utf-8"))
-            return {split: EvaluationResult.from_json(entry) for split, entry in stored.items()}
+        file = self.folder.path / names.BASELINE_FILE
+        if stored := read_baseline(file):
+            return stored
         if self.agent.update > 0:
             raise ConfigError(f"{file} is missing, so there is nothing to compare the trained policy with.")
         results = self._evaluate("before")

@@ -50,7 +50,12 @@ def _short(value: object) -> str:
 def validate_command(
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Files to check.")],
 ) -> None:
-    """Check files of settings; the exit status is 2 if one is wrong."""
+    """Check files of settings; the exit status is 2 if one is wrong.
+
+    For example:
+
+      vlacoach config validate configs/train.yaml configs/openvla-oft.yaml
+    """  # fmt: skip
     from vlacoach.cli.checks import check_names
     from vlacoach.runs.config import TrainConfig
 
@@ -61,7 +66,12 @@ def validate_command(
 
 @app.command("schema")
 def schema_command() -> None:
-    """Print the JSON Schema of a file of settings, for editors."""
+    """Print the JSON Schema of a file of settings, for editors.
+
+    For example:
+
+      vlacoach config schema > vlacoach.schema.json
+    """  # fmt: skip
     from vlacoach.runs.config import TrainConfig
 
     show_json(TrainConfig.model_json_schema())
@@ -69,7 +79,12 @@ def schema_command() -> None:
 
 @app.command("init")
 def init_command() -> None:
-    """Print a file of all defaults, each with its explanation."""
+    """Print a file of all defaults, each with its explanation.
+
+    For example:
+
+      vlacoach config init > train.yaml
+    """  # fmt: skip
     from vlacoach.runs.config import TrainConfig
     from vlacoach.runs.yaml_io import dump_config
 

@@ -20,8 +20,15 @@ _STYLES = {"ok": "green", "warning": "yellow", "failed": "red"}
 def doctor_command(as_json: Json = False) -> None:
     """Check that the simulator, the renderer and the packages work here, and say how to mend what does not.
 
-    The exit status is 3 if training cannot run.
-    """
+    A scene of LIBERO is drawn for it; the first time, that takes some seconds more. The exit status is 3 if training
+    cannot run.
+
+    For example:
+
+      vlacoach doctor
+
+      vlacoach doctor --json
+    """  # fmt: skip
     from vlacoach.cli.diagnosis import diagnose
 
     checks = diagnose()
@@ -38,7 +45,8 @@ def _show(checks: list[Check]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table("check", "state", "found")
+    table = Table("check", "state")
+    table.add_column("found", overflow="fold")
     for check in checks:
         found = Text(check.found)
         if check.remedy:

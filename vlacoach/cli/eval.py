@@ -21,7 +21,7 @@ from vlacoach.cli.options import (
     Sets,
     UnnormKey,
 )
-from vlacoach.errors import CheckpointError, ConfigError
+from vlacoach.errors import ConfigError
 
 if TYPE_CHECKING:
     from vlacoach.runs.config import TrainConfig
@@ -146,20 +146,8 @@ def trained(reference: str, runs_dir: Path, checkpoint: str) -> tuple[Path, Path
         RunError: There is no such run.
         CheckpointError: It has no such checkpoint, or it is damaged.
     """
-    from vlacoach.runs.checkpoints import verify_checkpoint
     from vlacoach.runs.constants import CONFIG_FILE
     from vlacoach.runs.folder import RunFolder
 
     folder = RunFolder.open(reference, runs_dir)
-    store = folder.checkpoints
-    if checkpoint == "last":
-        return folder.path / CONFIG_FILE, store.last()
-    steps = {str(int(path.name)): path for path in store.entries()}
-    best = store.best()
-    found = best if checkpoint == "best" else steps.get(checkpoint.lstrip("0") or "0")
-    if found is None:
-        raise CheckpointError(
-            f"Run {folder.path} has no checkpoint {checkpoint!r}.", f"It has: last, {', '.join(steps) or 'none'}."
-        )
-    verify_checkpoint(found)
-    return folder.path / CONFIG_FILE, found
+    return folder.path / CONFIG_FILE, folder.checkpoints.named(checkpoint)

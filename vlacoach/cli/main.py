@@ -15,7 +15,7 @@ from rich.logging import RichHandler
 from typer.core import TyperGroup
 
 from vlacoach import __version__
-from vlacoach.cli import config, demos, doctor, reward, runs
+from vlacoach.cli import config, demos, doctor, envs, reward, runs
 from vlacoach.cli.console import Verbosity, narration, show_error
 from vlacoach.cli.eval import evaluate_command
 from vlacoach.cli.plan import plan_command
@@ -60,6 +60,7 @@ app.add_typer(demos.app, name="demos", rich_help_panel=_TRAINING)
 app.command("plan", rich_help_panel=_INSPECTION)(plan_command)
 app.add_typer(reward.app, name="reward", rich_help_panel=_INSPECTION)
 app.add_typer(runs.app, name="runs", rich_help_panel=_INSPECTION)
+app.add_typer(envs.app, name="envs", rich_help_panel=_INSPECTION)
 app.add_typer(config.app, name="config", rich_help_panel=_INSPECTION)
 app.command("doctor", rich_help_panel=_INSPECTION)(doctor.doctor_command)
 

@@ -31,6 +31,23 @@ class QuantizeChoice(str, Enum):
     INT8 = "int8"
 
 
+def complete_run(context: typer.Context, incomplete: str) -> list[str]:
+    """Runs that the shell may complete to: ``latest``, ids, and folder names."""
+    from vlacoach.runs.constants import LATEST_LINK
+    from vlacoach.runs.finding import list_runs
+
+    folders = [path.name for path in list_runs(context.params.get("runs_dir") or DEFAULT_RUNS_DIR)]
+    known = [LATEST_LINK, *(folder.rpartition("_")[2] for folder in folders), *folders]
+    return [name for name in known if name.startswith(incomplete)]
+
+
+def complete_suite(incomplete: str) -> list[str]:
+    """Suites that the shell may complete to."""
+    from vlacoach.envs.suites import SUITES
+
+    return [name for name in SUITES if name.startswith(incomplete)]
+
+
 Head = Annotated[
     HeadChoice | None,
     typer.Option(
@@ -77,6 +94,9 @@ Json = Annotated[
     typer.Option("--json", help="Print one JSON document instead of tables.", rich_help_panel=OUTPUT),
 ]
 RunReference = Annotated[
-    str, typer.Argument(metavar="RUN", help="Path, name or id of a run, or 'latest'.", show_default=True)
+    str,
+    typer.Argument(
+        metavar="RUN", help="Path, name or id of a run, or 'latest'.", show_default=True, autocompletion=complete_run
+    ),
 ]
 DEFAULT_RUNS_DIR = Path("runs")

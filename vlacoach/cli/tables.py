@@ -9,25 +9,13 @@ from rich.table import Table
 from rich.text import Text
 
 from vlacoach.runs.results import Comparison, EvaluationResult
-from vlacoach.runs.statistics import Interval, PairedDifference
+from vlacoach.runs.statistics import PairedDifference, change_with_interval, rate_with_interval
 
 if TYPE_CHECKING:
     from vlacoach.agents.reward_lab import EpisodeScore
     from vlacoach.data.rollouts import RecordedEpisode
     from vlacoach.rewards.bench import ScorerReport
     from vlacoach.rewards.metrics import Estimate
-
-
-def percent(rate: float) -> str:
-    """A rate as a percentage, for example ``"43.0"``."""
-    return f"{100 * rate:.1f}"
-
-
-def rate_with_interval(successes: int, episodes: int, interval: Interval) -> str:
-    """A success rate with its interval in percent, for example ``"43.0 [36, 50]"``; a dash without episodes."""
-    if episodes == 0:
-        return "-"
-    return f"{percent(successes / episodes)} [{100 * interval.low:.0f}, {100 * interval.high:.0f}]"
 
 
 def evaluation_table(result: EvaluationResult) -> Table:
@@ -92,9 +80,8 @@ def comparison_table(comparison: Comparison) -> Table:
 def change(difference: PairedDifference) -> Text:
     """A paired difference in points; green or red where its interval leaves out zero."""
     interval = difference.interval
-    text = f"{100 * difference.difference:+.1f} [{100 * interval.low:+.0f}, {100 * interval.high:+.0f}]"
     style = "green" if interval.low > 0 else "red" if interval.high < 0 else ""
-    return Text(text, style=style)
+    return Text(change_with_interval(difference), style=style)
 
 
 def estimate(value: Estimate | None) -> str:

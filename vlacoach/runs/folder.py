@@ -26,6 +26,7 @@ from vlacoach.runs.files import plain, replace_link, replace_text, writing
 from vlacoach.runs.finding import find_run
 from vlacoach.runs.jsonl import JsonlReader, JsonlWriter, keep_records
 from vlacoach.runs.resolve import DEFAULT_ORIGIN, config_hash
+from vlacoach.runs.trackers import MetricWriter, Trackers
 from vlacoach.runs.yaml_io import write_config
 
 STALE_SECONDS = 120.0
@@ -52,6 +53,7 @@ class RunFolder:
         self.path = path
         self.checkpoints = CheckpointStore(path / names.CHECKPOINTS_FOLDER, keep)
         self._writers: dict[str, JsonlWriter] = {}
+        self._trackers = Trackers(lambda message, advice: self.alert("warning", message, advice))
         self._lock = -1
         self._last_beat = -BEAT_SECONDS
         self._progress: tuple[str | None, int | None, int | None] = (None, None, None)
@@ -87,7 +89,7 @@ class RunFolder:
         with writing(path):
             path.mkdir(parents=True)
         folder = cls(path, config.checkpoint.keep if config else 2)
-        folder._acquire()
+        folder.lock()
         if config is not None:
             write_config(config, path / names.CONFIG_FILE)
         folder.write_info(
@@ -138,7 +140,7 @@ class RunFolder:
         """
         found = cls.open(reference, root)
         folder = cls(found.path, found.config().checkpoint.keep)
-        folder._acquire()
+        folder.lock()
         info = folder.info()
         folder.update_info(
             pid=os.getpid(),
@@ -148,7 +150,12 @@ class RunFolder:
         )
         return folder
 
-    def _acquire(self) -> None:
+    def lock(self) -> None:
+        """Lock the run for this process until :meth:`close`.
+
+        Raises:
+            RunError: Another process writes to it, or the folder cannot be written.
+        """
         with writing(self.path / names.LOCK_FILE):
             descriptor = os.open(self.path / names.LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
@@ -258,8 +265,13 @@ class RunFolder:
         return self._writers[file]
 
     def log_metrics(self, step: int, values: Mapping[str, Any]) -> None:
-        """Append a line to metrics.jsonl; ``step`` is the number of updates done."""
+        """Append a line to metrics.jsonl, and send it to the trackers; ``step`` is the number of updates done."""
         self.writer(names.METRICS_FILE).write({names.STEP: step, **values})
+        self._trackers.log(step, values)
+
+    def attach(self, tracker: MetricWriter) -> None:
+        """Send metrics to a tracker too, which :meth:`close` ends."""
+        self._trackers.attach(tracker)
 
     def log_episode(self, step: int, **fields: Any) -> None:
         """Append a line to episodes.jsonl."""
@@ -326,13 +338,16 @@ class RunFolder:
             keep_records(self.path / file, lambda record: record.get(names.STEP, 0) <= step)
 
     def close(self) -> None:
-        """Close the files and give the lock back."""
-        for writer in self._writers.values():
-            writer.close()
-        self._writers.clear()
-        if self._lock >= 0:
-            os.close(self._lock)
-            self._lock = -1
+        """End the trackers, close the files, and give the lock back."""
+        try:
+            self._trackers.close()
+        finally:
+            for writer in self._writers.values():
+                writer.close()
+            self._writers.clear()
+            if self._lock >= 0:
+                os.close(self._lock)
+                self._lock = -1
 
     def __enter__(self) -> RunFolder:
         return self

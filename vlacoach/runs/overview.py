@@ -8,7 +8,7 @@ from typing import Any
 
 from vlacoach.runs import constants as names
 from vlacoach.runs.series import SeriesTable
-from vlacoach.runs.statistics import wilson_interval
+from vlacoach.runs.statistics import Interval, wilson_interval
 from vlacoach.runs.watching import RunWatcher
 
 STAGES = (
@@ -70,8 +70,7 @@ class TaskSuccess:
         rates: (update, rate) of every update that played it.
         successes: Successes in the newest updates.
         episodes: Episodes of the newest updates.
-        low: Lower end of Wilson's 95 % interval over these.
-        high: Upper end.
+        interval: Wilson's 95 % interval of their rate.
         trend: Rate of the newest updates less that of as many before, or None.
         held_out: Newest rate on held-out states, or None.
     """
@@ -80,8 +79,7 @@ class TaskSuccess:
     rates: tuple[tuple[int, float], ...]
     successes: int
     episodes: int
-    low: float
-    high: float
+    interval: Interval
     trend: float | None
     held_out: float | None
 
@@ -237,7 +235,7 @@ def tasks(watcher: RunWatcher) -> list[TaskSuccess]:
         half = len(values) // 2
         trend = sum(values[half:]) / (len(values) - half) - sum(values[:half]) / half if half else None
         held_out = watcher.metrics.last(f"{names.EVAL_SUCCESS}/{task}")
-        found.append(TaskSuccess(task, rates, successes, episodes, interval.low, interval.high, trend, held_out))
+        found.append(TaskSuccess(task, rates, successes, episodes, interval, trend, held_out))
     return sorted(found, key=lambda task: (math.isnan(task.rate), task.rate, task.task))
 
 

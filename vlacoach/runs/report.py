@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +23,15 @@ if TYPE_CHECKING:
 Records = Sequence[Mapping[str, Any]]
 
 _ROLLOUT, _HELD_OUT, _TRAINING = "#7f7f7f", "#1f77b4", "#ff7f0e"
+
+_HEALTH = {
+    names.TRAIN_KL: "KL (nats)",
+    names.TRAIN_ENTROPY: "entropy (nats)",
+    names.TRAIN_CLIP_FRACTION: "clip fraction",
+    names.TRAIN_GRADIENT_NORM: "gradient norm",
+}
+_SUMS = ("total", "elapsed")
+"""Times that are no stage's."""
 
 
 def series(records: Records, key: str) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
@@ -105,9 +116,113 @@ def _draw_evaluations(axes: Axes, records: Records, prefix: str, color: str, lab
 
 def _draw_line(axes: Axes, records: Records, key: str, label: str) -> None:
     steps, values = series(records, key)
-    axes.plot(steps, values, color=_HELD_OUT)
+    axes.plot(steps, values, color=_HELD_OUT, marker="." if len(steps) == 1 else None)
     axes.set_ylabel(label)
     axes.grid(alpha=0.3)
+
+
+def figures(records: Records) -> dict[str, Figure]:
+    """Every figure for which there are metrics.
+
+    Args:
+        records: Lines of metrics.jsonl.
+
+    Returns:
+        ``"success"``, ``"health"`` (KL, entropy, clip fraction, gradient norm) and ``"time"`` (seconds by stage), those
+        without metrics left out.
+    """
+    drawn = {
+        "success": _success_figure(records),
+        "health": _health_figure(records),
+        "time": _time_figure(records),
+    }
+    return {name: figure for name, figure in drawn.items() if figure is not None}
+
+
+def _success_figure(records: Records) -> Figure | None:
+    from matplotlib.figure import Figure
+
+    keys = (names.ROLLOUT_SUCCESS, names.EVAL_SUCCESS, names.EVAL_TRAIN_SUCCESS)
+    if not any(len(series(records, key)[0]) for key in keys):
+        return None
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    axes = figure.subplots()
+    _draw_success(axes, records)
+    axes.set_xlabel("updates")
+    return figure
+
+
+def _health_figure(records: Records) -> Figure | None:
+    from matplotlib.figure import Figure
+
+    panels = {key: label for key, label in _HEALTH.items() if len(series(records, key)[0])}
+    if not panels:
+        return None
+    figure = Figure(figsize=(9, 5), layout="constrained")
+    for axes, (key, label) in zip(figure.subplots(2, 2, sharex=True).flat, panels.items(), strict=False):
+        _draw_line(axes, records, key, label)
+    for axes in figure.axes[len(panels) :]:
+        axes.set_axis_off()
+    figure.supxlabel("updates", fontsize="medium")
+    return figure
+
+
+def _time_figure(records: Records) -> Figure | None:
+    from matplotlib.figure import Figure
+
+    seconds = stage_seconds(records)
+    if not seconds:
+        return None
+    steps = sorted({step for stage in seconds.values() for step in stage})
+    figure = Figure(figsize=(9, 3), layout="constrained")
+    axes = figure.subplots()
+    # Each update's seconds from half an update before it to half an update after.
+    edges = [step + side for step in steps for side in (-0.5, 0.5)]
+    heights = [[stage.get(step, 0.0) for step in steps for _ in range(2)] for stage in seconds.values()]
+    axes.stackplot(edges, heights, labels=list(seconds))
+    axes.set_xlabel("updates")
+    axes.set_ylabel("seconds")
+    axes.legend(loc="lower left", fontsize="small")
+    return figure
+
+
+def stage_seconds(records: Records) -> dict[str, dict[int, float]]:
+    """Seconds that each stage took, by stage and update, in the order in which stages appeared.
+
+    Args:
+        records: Lines of metrics.jsonl.
+    """
+    found: dict[str, dict[int, float]] = {}
+    for record in records:
+        for key, value in record.items():
+            stage = key.removeprefix(names.TIME_PREFIX)
+            if stage != key and stage not in _SUMS and _is_number(value) and isinstance(record.get(names.STEP), int):
+                found.setdefault(stage, {})[record[names.STEP]] = float(value)
+    return found
+
+
+def as_data_uri(figure: Figure) -> str:
+    """A figure as an SVG picture within an address, for pages that need no other file."""
+    from matplotlib import rc_context
+
+    content = io.BytesIO()
+    # The same picture for the same run: no date, and no random names within.
+    with rc_context({"svg.hashsalt": "vlacoach"}):
+        figure.savefig(content, format="svg", metadata={"Date": None})
+    return "data:image/svg+xml;base64," + base64.b64encode(content.getvalue()).decode()
+
+
+def write_png(figure: Figure, file: Path) -> Path:
+    """Save a figure as PNG, whole or not at all.
+
+    Raises:
+        RunError: The file cannot be written.
+    """
+    with writing(file):
+        temporary = file.with_name(f".{file.name}")
+        figure.savefig(temporary, dpi=120, format="png")
+        temporary.replace(file)
+    return file
 
 
 def write_learning_curve(records: Records, file: Path, title: str) -> Path:
@@ -124,9 +239,4 @@ def write_learning_curve(records: Records, file: Path, title: str) -> Path:
     Raises:
         RunError: There is nothing to draw, or the file cannot be written.
     """
-    figure = learning_curve(records, title)
-    with writing(file):
-        temporary = file.with_name(f".{file.name}")
-        figure.savefig(temporary, dpi=120, format="png")
-        temporary.replace(file)
-    return file
+    return write_png(learning_curve(records, title), file)

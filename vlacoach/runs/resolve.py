@@ -223,8 +223,8 @@ def nearest_key(key: str) -> str | None:
 
 
 def config_hash(config: TrainConfig) -> str:
-    """Twelve hexadecimal digits that are equal for equal configurations; the run's name does not count."""
-    canonical = json.dumps(config.model_dump(mode="json", exclude={"name"}), sort_keys=True)
+    """Twelve hexadecimal digits, equal for equal configurations; the run's name and its trackers do not count."""
+    canonical = json.dumps(config.model_dump(mode="json", exclude={"name", "logging"}), sort_keys=True)
     return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
 

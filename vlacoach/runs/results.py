@@ -284,6 +284,21 @@ def write_results(result: TrainResult | EvaluationResult, file: Path) -> None:
     replace_text(file, json.dumps(result.to_json(), indent=2, allow_nan=False) + "\n")
 
 
+def read_baseline(file: Path) -> dict[str, EvaluationResult]:
+    """Evaluations before training, by split; empty if there is no such file yet.
+
+    Raises:
+        RunError: The file is damaged.
+    """
+    if not file.is_file():
+        return {}
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+        return {str(split): EvaluationResult.from_json(entry) for split, entry in data.items()}
+    except (OSError, ValueError, AttributeError, RunError) as error:
+        raise RunError(f"{file} cannot be read: {error}") from error
+
+
 def read_comparisons(file: Path) -> dict[str, Comparison]:
     """Comparisons of a training run's results file; empty if there is no such file yet.
 

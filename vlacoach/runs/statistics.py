@@ -187,3 +187,16 @@ def moving_average(values: npt.ArrayLike, weight: float = 0.8) -> npt.NDArray[np
             norm = weight * norm + (1 - weight)
         averages.append(total / norm if norm > 0 else math.nan)
     return np.array(averages, dtype=np.float64)
+
+
+def rate_with_interval(successes: int, episodes: int, interval: Interval) -> str:
+    """A success rate with its interval in percent, for example ``"43.0 [36, 50]"``; a dash without episodes."""
+    if episodes == 0:
+        return "-"
+    return f"{100 * successes / episodes:.1f} [{100 * interval.low:.0f}, {100 * interval.high:.0f}]"
+
+
+def change_with_interval(difference: PairedDifference) -> str:
+    """A paired difference with its interval in points, for example ``"+28.0 [+19, +36]"``."""
+    interval = difference.interval
+    return f"{100 * difference.difference:+.1f} [{100 * interval.low:+.0f}, {100 * interval.high:+.0f}]"

@@ -16,6 +16,7 @@ from vlacoach.cli.dashboard.view import View
 from vlacoach.runs import constants as names
 from vlacoach.runs.formatting import format_percent
 from vlacoach.runs.overview import RECENT, TaskSuccess, tasks
+from vlacoach.runs.statistics import rate_with_interval
 
 
 class TasksPane(Pane):
@@ -58,8 +59,10 @@ def tasks_text(found: list[TaskSuccess], labels: dict[str, str], width: int, asc
     for task in found:
         name = f"{task.task:>3}  {labels.get(str(task.task), '')}"
         figures = Text.assemble(
-            interval_bar(0.0 if math.isnan(task.rate) else task.rate, task.low, task.high, bar, ascii),
-            f" {_rate(task):<16}",
+            interval_bar(
+                0.0 if math.isnan(task.rate) else task.rate, task.interval.low, task.interval.high, bar, ascii
+            ),
+            f" {rate_with_interval(task.successes, task.episodes, task.interval):<16}",
             sparkline([rate for _, rate in task.rates][-spark * 2 :], spark, ascii),
             " ",
             _trend(task.trend),
@@ -76,12 +79,6 @@ def tasks_text(found: list[TaskSuccess], labels: dict[str, str], width: int, asc
     for line in lines:
         line.truncate(max(width, 1))
     return Text("\n").join(lines)
-
-
-def _rate(task: TaskSuccess) -> str:
-    if not task.episodes:
-        return "no episodes"
-    return f"{format_percent(task.rate)} [{100 * task.low:.0f}, {100 * task.high:.0f}]"
 
 
 def _trend(trend: float | None) -> Text:

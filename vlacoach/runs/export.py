@@ -1,0 +1,157 @@
+"""Taking things out of a run: its adapter, its metrics as CSV or as TensorBoard's event files."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from vlacoach.errors import CheckpointError, ConfigError, RunError
+from vlacoach.runs import constants as names
+from vlacoach.runs.files import replace_text, writing
+from vlacoach.runs.trackers import TensorBoardWriter, finite
+
+Records = Sequence[Mapping[str, Any]]
+
+_EVENT_FILES = "events.out.tfevents."
+_POLICY_FILES = ("adapter_config.json", "config.json")
+"""Of these, one is in every folder of an adapter or of a policy."""
+
+
+def export_adapter(checkpoint: Path, target: Path, force: bool = False) -> Path:
+    """Copy what a checkpoint has of the policy: the adapter, or all weights where all were trained.
+
+    Args:
+        checkpoint: A checkpoint's folder, already checked.
+        target: Folder that is to hold the copy; its parents are made.
+        force: Replace an adapter or a policy that is there.
+
+    Returns:
+        ``target``.
+
+    Raises:
+        CheckpointError: The checkpoint holds neither.
+        ConfigError: ``target`` exists and may not be replaced.
+        RunError: It cannot be written; ``target`` is then as before.
+    """
+    folders = (checkpoint / names.ADAPTER_FOLDER, checkpoint / names.POLICY_FOLDER)
+    source = next((folder for folder in folders if folder.is_dir()), None)
+    if source is None:
+        raise CheckpointError(f"Checkpoint {checkpoint} holds no adapter and no policy.")
+    chosen = source
+    return _publish(
+        target,
+        lambda folder: _copy(chosen, folder),
+        lambda folder: any((folder / name).is_file() for name in _POLICY_FILES),
+        force,
+    )
+
+
+def _copy(source: Path, target: Path) -> None:
+    # shutil.copytree would wrap the operating system's refusal, and its reason, in an error of its own.
+    for path in sorted(source.rglob("*")):
+        copy = target / path.relative_to(source)
+        if path.is_dir():
+            copy.mkdir()
+        else:
+            shutil.copyfile(path, copy)
+
+
+def metrics_csv(records: Records) -> str:
+    """Metrics as CSV text, one row a line of metrics.jsonl.
+
+    Args:
+        records: Lines of metrics.jsonl.
+
+    Returns:
+        Columns are ``step``, ``time``, and every other key in the order in which it appeared. A value that was not
+        finite, like one that a line lacks, is an empty cell.
+    """
+    keys = dict.fromkeys([names.STEP, names.TIME, *(key for record in records for key in record)])
+    keys.pop(names.NONFINITE, None)
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(keys)
+    table.writerows([_cell(record.get(key)) for key in keys] for record in records)
+    return text.getvalue()
+
+
+def _cell(value: Any) -> str:
+    if value is None or isinstance(value, str):
+        return value or ""
+    return json.dumps(value)
+
+
+def export_csv(records: Records, target: Path, force: bool = False) -> Path:
+    """Write :func:`metrics_csv` to a file, whole or not at all.
+
+    Raises:
+        ConfigError: The file exists, and ``force`` is false.
+        RunError: It cannot be written.
+    """
+    if target.exists() and not force:
+        raise ConfigError(f"{target} exists.", "Say --force to replace it.")
+    replace_text(target, metrics_csv(records))
+    return target
+
+
+def export_tensorboard(records: Records, target: Path, force: bool = False) -> Path:
+    """Write metrics as event files, each value at the time of its line; what was not finite is left out.
+
+    Args:
+        records: Lines of metrics.jsonl.
+        target: Folder that is to hold the event files; its parents are made.
+        force: Replace event files that are there.
+
+    Returns:
+        ``target``.
+
+    Raises:
+        ConfigError: TensorBoard is not installed, or ``target`` exists and may not be replaced.
+        RunError: It cannot be written; ``target`` is then as before.
+    """
+
+    def fill(folder: Path) -> None:
+        writer = TensorBoardWriter(folder)
+        for record in records:
+            step = record.get(names.STEP)
+            if isinstance(step, int):
+                writer.log(step, finite(record), record.get(names.TIME))
+        writer.close()
+
+    return _publish(
+        target, fill, lambda folder: all(path.name.startswith(_EVENT_FILES) for path in folder.iterdir()), force
+    )
+
+
+def _publish(target: Path, fill: Callable[[Path], object], replaceable: Callable[[Path], bool], force: bool) -> Path:
+    """Fill a folder under another name, and rename it; with ``force`` in the place of one that is ``replaceable``."""
+    if target.is_symlink() or (target.exists() and not target.is_dir()):
+        raise ConfigError(f"{target} is no folder.", "Choose another.")
+    occupied = target.is_dir() and any(target.iterdir())
+    if occupied and not force:
+        raise ConfigError(f"{target} is not empty.", "Choose another folder, or say --force to replace it.")
+    if occupied and not replaceable(target):
+        raise ConfigError(f"{target} holds other things than such an export.", "Choose another folder.")
+    working = target.with_name(f".{target.name}.{os.getpid()}")
+    retired = target.with_name(f".{target.name}.old")
+    try:
+        with writing(target):
+            working.mkdir(parents=True)
+            fill(working)
+            if target.is_dir():
+                os.replace(target, retired)
+            os.replace(working, target)
+    except RunError:
+        if retired.is_dir() and not target.exists():
+            os.replace(retired, target)
+        raise
+    finally:
+        shutil.rmtree(working, ignore_errors=True)
+    shutil.rmtree(retired, ignore_errors=True)
+    return target
