@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -94,7 +95,7 @@ class Terminal:
 
     def start(self, *command: object, width: int = 100, height: int = 30) -> None:
         environment = {"XDG_CONFIG_HOME": str(self._folder / "settings"), "OMP_NUM_THREADS": "1"}
-        words = " ".join(["env", *(f"{key}={value}" for key, value in environment.items()), *map(str, command)])
+        words = shlex.join(["env", *(f"{key}={value}" for key, value in environment.items()), *map(str, command)])
         self._tmux("new-session", "-d", "-x", str(width), "-y", str(height), "-c", str(self._folder),
                    f"{words}; echo status $?; sleep 600")  # fmt: skip
 
@@ -192,8 +193,16 @@ def test_a_real_training_is_started_paused_resumed_checkpointed_and_stopped_from
 
 
 @needs_tmux
-def test_leaving_does_not_end_the_training_and_an_error_before_it_is_shown(terminal, tmp_path):
+def test_an_error_before_there_is_a_run_is_shown_with_its_status(terminal, tmp_path):
     terminal.start(sys.executable, "-m", "vlacoach", "train", "--watch", "--set", "grpo.clip_hihg=1")
     text = terminal.wait_for("status 2")
     assert "grpo.clip_high" in text
     assert list((tmp_path / "runs").iterdir()) == []
+
+
+@needs_tmux
+def test_a_training_that_fails_at_once_says_why_though_its_folder_is_gone(terminal, tmp_path):
+    terminal.start(sys.executable, "-m", "vlacoach", "train", "--watch", "--set", "reward.params={nonsense: 1}")
+    terminal.wait_until(lambda: "is gone" in terminal.screen() or "status" in terminal.screen(), "the end")
+    terminal.press("q")
+    assert "nonsense" in terminal.wait_for("status 2")

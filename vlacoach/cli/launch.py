@@ -9,12 +9,12 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import BinaryIO
 
 import typer
 
 from vlacoach.cli.console import narration
 from vlacoach.cli.watch import require_terminal, run_dashboard
-from vlacoach.errors import RunError
 from vlacoach.runs.constants import RUN_FILE
 from vlacoach.runs.files import writing
 from vlacoach.runs.finding import list_runs
@@ -46,7 +46,8 @@ def train_and_watch(arguments: Sequence[str], runs_dir: Path) -> None:
     with writing(runs_dir):
         runs_dir.mkdir(parents=True, exist_ok=True)
     output = runs_dir / f".console_{time.time_ns()}.txt"
-    with writing(output), output.open("wb") as file:
+    # Kept open: a run that fails before it has begun takes its folder, and this file in it, away.
+    with writing(output), output.open("w+b") as file:
         # A session of its own: Ctrl-C and a lost terminal reach the dashboard only.
         trainer = subprocess.Popen(
             [sys.executable, "-m", "vlacoach", *arguments],
@@ -55,17 +56,22 @@ def train_and_watch(arguments: Sequence[str], runs_dir: Path) -> None:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    run = _wait_for_folder(trainer, runs_dir)
-    if run is None:
-        sys.stderr.write(output.read_text(encoding="utf-8", errors="replace"))
-        output.unlink()
-        raise typer.Exit(trainer.returncode)
-    with writing(run):
-        output.rename(run / CONSOLE_FILE)
-    from vlacoach.cli.dashboard.view import Options
+        run = _wait_for_folder(trainer, runs_dir)
+        if run is None:
+            output.unlink()
+            sys.stderr.write(_printed(file))
+            raise typer.Exit(trainer.returncode)
+        with suppress(FileNotFoundError):  # The run has taken its folder away already.
+            output.rename(run / CONSOLE_FILE)
+        from vlacoach.cli.dashboard.view import Options
 
-    run_dashboard(run, Options(runs_dir), [])
-    _say_goodbye(trainer, run)
+        run_dashboard(run, Options(runs_dir), [])
+        _say_goodbye(trainer, run, file)
+
+
+def _printed(file: BinaryIO) -> str:
+    file.seek(0)
+    return file.read().decode("utf-8", "replace")
 
 
 def _wait_for_folder(trainer: subprocess.Popen[bytes], runs_dir: Path) -> Path | None:
@@ -88,9 +94,9 @@ def _writer(run: Path) -> int | None:
     return pid if isinstance(pid, int) else None
 
 
-def _say_goodbye(trainer: subprocess.Popen[bytes], run: Path) -> None:
+def _say_goodbye(trainer: subprocess.Popen[bytes], run: Path, file: BinaryIO) -> None:
     status = trainer.poll()
-    if status is None and RunFolder(run).status() not in ACTIVE:
+    if status is None and (not run.is_dir() or RunFolder(run).status() not in ACTIVE):
         # It has said that it is over; its processes take a moment.
         with suppress(subprocess.TimeoutExpired):
             status = trainer.wait(_END_SECONDS)
@@ -98,10 +104,11 @@ def _say_goodbye(trainer: subprocess.Popen[bytes], run: Path) -> None:
         narration().print(f"The training goes on as process {trainer.pid}. Watch it: vlacoach watch {run.name}")
         narration().print(f"End it after its update: kill -INT {trainer.pid}")
         return
-    if status:
+    if status == 0:
+        sys.stdout.write(_printed(file))
+        return
+    if run.is_dir():
         narration().print(f"The training ended with status {status}; see {run / CONSOLE_FILE}")
-        raise typer.Exit(status if status > 0 else 128 - status)
-    try:
-        sys.stdout.write((run / CONSOLE_FILE).read_text(encoding="utf-8", errors="replace"))
-    except OSError as error:
-        raise RunError(f"{run / CONSOLE_FILE} cannot be read: {error.strerror}.") from error
+    else:
+        sys.stderr.write(_printed(file))
+    raise typer.Exit(status if status > 0 else 128 - status)

@@ -6,10 +6,8 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from vlacoach.runs.constants import LATEST_LINK
-from vlacoach.runs.files import replace_link
-from vlacoach.runs.finding import list_runs
 from vlacoach.runs.folder import RunFolder
+from vlacoach.runs.removing import repair_latest
 from vlacoach.runs.reporting import Reporter
 
 
@@ -29,11 +27,6 @@ def discarded_if_nothing_began(folder: RunFolder, reporter: Reporter) -> Iterato
     except BaseException:
         if not folder.checkpoints.entries():
             shutil.rmtree(folder.path, ignore_errors=True)
-            link = folder.path.parent / LATEST_LINK
-            runs = list_runs(folder.path.parent)
-            if runs:
-                replace_link(link, runs[-1].name)
-            else:
-                link.unlink(missing_ok=True)
+            repair_latest(folder.path.parent)
             reporter.message(f"Nothing had begun, so the run folder is removed: {folder.path}")
         raise

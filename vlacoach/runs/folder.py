@@ -16,18 +16,18 @@ from contextlib import contextmanager, suppress
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vlacoach.errors import ConfigError, RunError
 from vlacoach.runs import constants as names
 from vlacoach.runs.checkpoints import CheckpointStore
-from vlacoach.runs.config import TrainConfig
 from vlacoach.runs.files import plain, replace_link, replace_text, writing
 from vlacoach.runs.finding import find_run
 from vlacoach.runs.jsonl import JsonlReader, JsonlWriter, keep_records
-from vlacoach.runs.resolve import DEFAULT_ORIGIN, config_hash
 from vlacoach.runs.trackers import MetricWriter, Trackers
-from vlacoach.runs.yaml_io import write_config
+
+if TYPE_CHECKING:
+    from vlacoach.runs.config import TrainConfig
 
 STALE_SECONDS = 120.0
 """A run that says it is running but has not beaten for this long is shown as stalled."""
@@ -84,6 +84,10 @@ class RunFolder:
         """
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
             raise ConfigError(f"Run name {name!r} is not usable.", "Use letters, digits, dots, dashes, '_'.")
+        # Only here and in config(): building the models takes longer than all that a reader of run folders needs.
+        from vlacoach.runs.resolve import DEFAULT_ORIGIN, config_hash
+        from vlacoach.runs.yaml_io import write_config
+
         run_id = secrets.token_hex(2)
         path = Path(root) / f"{datetime.now():%Y%m%d_%H%M%S}_{name}_{run_id}"
         with writing(path):
@@ -254,6 +258,8 @@ class RunFolder:
         file = self.path / names.CONFIG_FILE
         if not file.is_file():
             raise RunError(f"Run {self.path} has no {names.CONFIG_FILE}.")
+        from vlacoach.runs.config import TrainConfig
+
         return TrainConfig.load(file)
 
     # Writing

@@ -6,8 +6,10 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
+
 from vlacoach.runs import constants as names
-from vlacoach.runs.series import SeriesTable
+from vlacoach.runs.series import Series, SeriesTable
 from vlacoach.runs.statistics import Interval, wilson_interval
 from vlacoach.runs.watching import RunWatcher
 
@@ -265,15 +267,18 @@ def _success(metrics: SeriesTable, key: str, count_key: str) -> Success | None:
     if key not in metrics:
         return None
     column = metrics[key]
-    counts = dict(zip(metrics[count_key].times, metrics[count_key].values, strict=True)) if count_key in metrics else {}
-    rates = [
-        _rate(step, value, counts.get(time))
-        for step, time, value in zip(column.steps, column.times, column.values, strict=True)
-        if 0 <= value <= 1 and math.isfinite(step)
-    ]
-    if not rates:
+    steps, times, values = column.steps, column.times, column.values
+    usable = np.flatnonzero((values >= 0) & (values <= 1) & np.isfinite(steps))
+    if not len(usable):
         return None
-    return Success(rates[-1], rates[0], max(rates, key=lambda rate: rate.rate))
+    counts = metrics[count_key] if count_key in metrics else Series()
+    # A line has both; lines of a run that was stopped in between may have one of them.
+    episodes = dict(zip(counts.times.tolist(), counts.values.tolist(), strict=True))
+
+    def at(row: int) -> Rate:
+        return _rate(steps[row], values[row], episodes.get(float(times[row])))
+
+    return Success(at(usable[-1]), at(usable[0]), at(usable[np.argmax(values[usable])]))
 
 
 def _rate(step: float, rate: float, episodes: float | None) -> Rate:

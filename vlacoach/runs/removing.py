@@ -61,7 +61,7 @@ class Removal:
             with writing(path):
                 os.replace(path, going)
                 shutil.rmtree(going)
-        _repair_latest(self.root)
+        repair_latest(self.root)
 
 
 def _inside(reference: str, root: Path) -> RunFolder:
@@ -82,7 +82,12 @@ def _refuse_if_running_elsewhere(folder: RunFolder) -> None:
         raise RunError(f"Run {folder.path} is running on {host}.", "Wait for it, or stop it first.")
 
 
-def _repair_latest(root: Path) -> None:
+def repair_latest(root: Path) -> None:
+    """Point ``latest`` at the newest run if it points nowhere; remove it if there is none.
+
+    Raises:
+        RunError: The link cannot be changed.
+    """
     link = root / names.LATEST_LINK
     if not link.is_symlink() or (link / names.RUN_FILE).is_file():
         return

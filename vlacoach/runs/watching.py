@@ -14,8 +14,8 @@ from vlacoach.runs.jsonl import JsonlReader
 from vlacoach.runs.series import SeriesTable
 from vlacoach.runs.yaml_io import read_yaml
 
-EPISODE_BYTES = 4 * 2**20
-"""How much of the end of episodes.jsonl is read: some 20,000 episodes."""
+EPISODE_BYTES = 2**20
+"""How much of the end of episodes.jsonl is read: some 6,000 episodes."""
 LOG_BYTES = 256 * 2**10
 EPISODES_KEPT = 20_000
 EVENTS_KEPT = 2_000

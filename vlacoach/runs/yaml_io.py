@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import textwrap
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from pydantic import BaseModel
 
 from vlacoach.errors import ConfigError
-from vlacoach.runs.config import TrainConfig
 from vlacoach.runs.files import replace_text
 from vlacoach.runs.indices import format_indices
+
+if TYPE_CHECKING:
+    from vlacoach.runs.config import TrainConfig
 
 COMMENT_WIDTH = 100
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import csv
 import json
 import re
+from pathlib import Path
 
 import pytest
 from conftest import screen_text, settle, until
 from fake_runs import make_run
 
 from vlacoach.cli.dashboard import keys
-from vlacoach.cli.dashboard.app import MainScreen
+from vlacoach.cli.dashboard.main_screen import MainScreen
 from vlacoach.cli.dashboard.chart import MetricChart
 from vlacoach.cli.dashboard.panes.charts import ChartsPane
 from vlacoach.cli.dashboard.panes.episodes import EpisodesPane
@@ -393,3 +394,8 @@ def test_moving_the_mouse_over_a_chart_reads_it(drive):
         assert any(one.cursor is not None for one in pilot.app.screen.query(MetricChart)) or chart.cursor is None
 
     drive("2", act=act)
+
+
+def test_the_documentation_has_the_table_of_keys():
+    page = (Path(__file__).parents[3] / "docs" / "dashboard.md").read_text(encoding="utf-8")
+    assert keys.markdown() in page

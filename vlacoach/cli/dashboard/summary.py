@@ -15,7 +15,7 @@ from vlacoach.runs.overview import Overview, Rate, Success
 STATUS_STYLES: Mapping[str, str] = {
     names.STATUS_RUNNING: "green",
     names.STATUS_PAUSED: "yellow",
-    names.STATUS_FINISHED: "blue",
+    names.STATUS_FINISHED: "cyan",
     names.STATUS_FAILED: "bold red",
     names.STATUS_INTERRUPTED: "yellow",
     "stalled": "bold red",

@@ -61,7 +61,8 @@ class View:
             changed = self.watcher.poll()
             for other in self.others:
                 changed |= other.poll()
-            self.overview = overview(self.watcher)
+            if changed:
+                self.overview = overview(self.watcher)
         return changed
 
     def select(self, path: Path, others: Sequence[Path]) -> None:

@@ -16,7 +16,7 @@ from vlacoach.runs import constants as names
 from vlacoach.runs.formatting import format_value
 
 COLUMNS = ("update", "task", "state", "outcome", "steps", "reward", "distance", "video")
-ROWS = 500
+ROWS = 200
 """Episodes that are listed; more would not be read, and would slow the display."""
 
 
