@@ -308,7 +308,7 @@ class RunFolder:
         Raises:
             RunError: The folder is gone or not writable.
         """
-        changed = stage != self._progress[0]
+        changed = (stage, total) != (self._progress[0], self._progress[2])
         self._progress = (stage, done, total)
         self.beat(force=changed)
 

@@ -12,8 +12,8 @@ from conftest import screen_text, settle, until
 from fake_runs import make_run
 
 from vlacoach.cli.dashboard import keys
-from vlacoach.cli.dashboard.main_screen import MainScreen
 from vlacoach.cli.dashboard.chart import MetricChart
+from vlacoach.cli.dashboard.main_screen import MainScreen
 from vlacoach.cli.dashboard.panes.charts import ChartsPane
 from vlacoach.cli.dashboard.panes.episodes import EpisodesPane
 from vlacoach.cli.dashboard.screens import ConfirmScreen, EpisodeScreen, HelpScreen, RunsScreen
