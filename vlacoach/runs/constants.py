@@ -42,6 +42,9 @@ STATE_META_FILE = "state.json"
 LAST_LINK = "last"
 BEST_LINK = "best"
 
+DEFAULT_ORIGIN = "default"
+"""Origin of a setting that nobody set."""
+
 # Values of ``status`` in run.json.
 STATUS_CREATED = "created"
 STATUS_RUNNING = "running"

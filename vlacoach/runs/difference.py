@@ -10,9 +10,9 @@ from typing import Any
 from vlacoach.errors import RunError
 from vlacoach.runs import constants as names
 from vlacoach.runs.folder import RunFolder
-from vlacoach.runs.resolve import DEFAULT_ORIGIN
+from vlacoach.runs.indices import format_indices
 from vlacoach.runs.statistics import Interval, wilson_interval
-from vlacoach.runs.yaml_io import read_yaml
+from vlacoach.runs.yaml_io import read_settings
 
 RESUMED_ORIGIN = "changed on resuming"
 
@@ -31,8 +31,11 @@ class Setting:
 
     @property
     def text(self) -> str:
-        """The value for people: text as it is, anything else as JSON."""
-        return self.value if isinstance(self.value, str) else json.dumps(self.value, default=str)
+        """The value for people: text as it is, long lists of indices as ranges, anything else as JSON."""
+        value = self.value
+        if isinstance(value, list) and value and all(type(item) is int for item in value):
+            return format_indices(value)
+        return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
 @dataclass(frozen=True)
@@ -76,11 +79,9 @@ def settings(folder: RunFolder) -> dict[str, Setting]:
     for event in folder.events():
         if event.get("event") == "config":
             origins |= dict.fromkeys(event.get("changed", {}), RESUMED_ORIGIN)
-    found: dict[str, Setting] = {}
-    for name, value in read_yaml(file).items():
-        inner = {f"{name}.{key}": item for key, item in value.items()} if isinstance(value, dict) else {name: value}
-        found |= {key: Setting(item, str(origins.get(key, DEFAULT_ORIGIN))) for key, item in inner.items()}
-    return found
+    return {
+        key: Setting(value, str(origins.get(key, names.DEFAULT_ORIGIN))) for key, value in read_settings(file).items()
+    }
 
 
 def different_settings(first: RunFolder, second: RunFolder) -> dict[str, tuple[Setting | None, Setting | None]]:

@@ -20,10 +20,10 @@ from pydantic import BaseModel, ValidationError
 
 from vlacoach.errors import ConfigError
 from vlacoach.runs.config import TrainConfig
+from vlacoach.runs.constants import DEFAULT_ORIGIN as DEFAULT_ORIGIN
 from vlacoach.runs.yaml_io import parse_yaml, read_yaml
 
 ENV_PREFIX = "VLACOACH_"
-DEFAULT_ORIGIN = "default"
 
 
 @dataclass(frozen=True)

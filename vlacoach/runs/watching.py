@@ -12,7 +12,7 @@ from vlacoach.runs import constants as names
 from vlacoach.runs.folder import RunFolder
 from vlacoach.runs.jsonl import JsonlReader
 from vlacoach.runs.series import SeriesTable
-from vlacoach.runs.yaml_io import read_yaml
+from vlacoach.runs.yaml_io import read_settings
 
 EPISODE_BYTES = 2**20
 """How much of the end of episodes.jsonl is read: some 6,000 episodes."""
@@ -114,7 +114,7 @@ class RunWatcher:
             changed.add(names.HEARTBEAT_FILE)
         self.status = self._folder.status()
         if self._is_new(names.CONFIG_FILE):
-            self.config = _flat(read_yaml(self.path / names.CONFIG_FILE))
+            self.config = read_settings(self.path / names.CONFIG_FILE)
             changed.add(names.CONFIG_FILE)
         self._read_lines(changed)
         if self._log.poll():
@@ -170,17 +170,6 @@ class _TextTail:
         self._offset += len(whole)
         self.lines.extend(whole.decode("utf-8", "replace").splitlines())
         return bool(whole)
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        # One level of sections: what lies deeper are the free options of a scorer.
-        if isinstance(value, dict) and not prefix:
-            flat |= _flat(value, f"{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
 
 
 def _pairs(before: tuple[object, ...], after: tuple[object, ...]) -> list[tuple[str, object, object]]:

@@ -71,6 +71,20 @@ def parse_yaml(text: str, origin: str) -> Any:
         raise ConfigError(f"{origin}: not valid YAML{place}: {reason}.") from error
 
 
+def read_settings(file: str | Path) -> dict[str, Any]:
+    """Read a file of settings as it was written, by dotted key; keys that this version does not know are there too.
+
+    Only sections are taken apart: what lies deeper are the free options of a scorer.
+
+    Raises:
+        ConfigError: The file cannot be read or is not a mapping.
+    """
+    flat: dict[str, Any] = {}
+    for name, value in read_yaml(file).items():
+        flat |= {f"{name}.{key}": item for key, item in value.items()} if isinstance(value, dict) else {name: value}
+    return flat
+
+
 def dump_config(config: TrainConfig, comments: bool = True) -> str:
     """Write a configuration as YAML, each setting under the sentence that explains it.
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from rich.text import Text
 from textual.app import ComposeResult
@@ -13,8 +12,10 @@ from textual.widgets import DataTable, Static
 from vlacoach.cli.dashboard.fuzzy import matches
 from vlacoach.cli.dashboard.panes.base import FilterPane, fill_table
 from vlacoach.cli.dashboard.view import View
+from vlacoach.errors import ConfigError, RunError
 from vlacoach.runs import constants as names
-from vlacoach.runs.watching import RunWatcher
+from vlacoach.runs.difference import different_settings, settings
+from vlacoach.runs.folder import RunFolder
 
 
 class ConfigPane(FilterPane):
@@ -30,9 +31,8 @@ class ConfigPane(FilterPane):
 
     def __init__(self, id: str) -> None:
         super().__init__(id=id)
-        self._config: dict[str, Any] = {}
-        self._origins: dict[str, str] = {}
-        self._other: RunWatcher | None = None
+        self._run: RunFolder | None = None
+        self._other: RunFolder | None = None
 
     def compose(self) -> ComposeResult:
         """The filter, the table, and a line under it."""
@@ -42,45 +42,45 @@ class ConfigPane(FilterPane):
 
     def show(self, view: View) -> None:
         """List the settings."""
-        self._config = view.watcher.config
-        origins = view.watcher.info.get("origins")
-        self._origins = origins if isinstance(origins, dict) else {}
+        self._run = RunFolder(view.watcher.path)
         self.choose()
 
     def compare(self, path: Path | None) -> None:
         """List only what differs from another run; None lists everything again."""
-        self._other = None if path is None else RunWatcher(path)
-        if self._other is not None:
-            self._other.poll()
+        self._other = None if path is None else RunFolder(path)
         self.choose()
 
     def choose(self) -> None:
         """Write the list anew."""
-        table = self.query_one(DataTable)
-        rows = self._rows()
-        if self._other is None:
-            fill_table(table, ("setting", "value", "from"), rows)
-            note = f"{len(rows)} of {len(self._config)} settings"
-        else:
-            name = self._other.path.resolve().name
-            fill_table(table, ("setting", "this run", name), rows)
-            note = self._other.problem or f"{len(rows)} settings differ from {name}; d shows all again"
-        self.query_one("#config-note", Static).update(note if self._config else "This run has no configuration.")
+        if self._run is None:
+            return
+        try:
+            headings, rows, note = (
+                self._everything(self._run) if self._other is None else self._differences(self._run, self._other)
+            )
+        except (RunError, ConfigError) as error:
+            headings, rows, note = ("setting", "value", "from"), [], error.message
+        fill_table(self.query_one(DataTable), headings, rows)
+        self.query_one("#config-note", Static).update(note)
 
-    def _rows(self) -> list[tuple[Text, ...]]:
-        rows: list[tuple[Text, ...]] = []
-        others = None if self._other is None else self._other.config
-        for key in self._config if others is None else dict.fromkeys([*self._config, *others]):
-            value = written(self._config[key]) if key in self._config else "-"
-            last = self._origins.get(key, "default")
-            if others is not None:
-                last = written(others[key]) if key in others else "-"
-                if last == value:
-                    continue
-            if matches(self.pattern, f"{key} {value} {last}"):
-                own = others is not None or last != "default"
-                rows.append((Text(key, style="bold" if own else ""), Text(value), Text(last)))
-        return rows
+    def _everything(self, run: RunFolder) -> tuple[tuple[str, ...], list[tuple[Text, ...]], str]:
+        found = settings(run)
+        rows = [
+            (Text(key, style="" if setting.origin == names.DEFAULT_ORIGIN else "bold"), Text(setting.text),
+             Text(setting.origin))
+            for key, setting in found.items()
+            if matches(self.pattern, f"{key} {setting.text} {setting.origin}")
+        ]  # fmt: skip
+        return ("setting", "value", "from"), list[tuple[Text, ...]](rows), f"{len(rows)} of {len(found)} settings"
+
+    def _differences(self, run: RunFolder, other: RunFolder) -> tuple[tuple[str, ...], list[tuple[Text, ...]], str]:
+        name = other.path.resolve().name
+        rows = [
+            (Text(key, style="bold"), *(Text("-" if setting is None else setting.text) for setting in pair))
+            for key, pair in different_settings(run, other).items()
+            if matches(self.pattern, key)
+        ]
+        return ("setting", "this run", name), rows, f"{len(rows)} settings differ from {name}; d shows all again"
 
     def shown(self) -> None:
         """Give the keys to the table."""
@@ -90,12 +90,3 @@ class ConfigPane(FilterPane):
     def comparing(self) -> bool:
         """Whether another run is compared with."""
         return self._other is not None
-
-
-def written(value: Any) -> str:
-    """A value as a file of settings has it, with long lists of indices as ranges."""
-    from vlacoach.runs.indices import format_indices
-
-    if isinstance(value, list) and value and all(type(item) is int for item in value):
-        return format_indices(value)
-    return value if isinstance(value, str) else json.dumps(value)
