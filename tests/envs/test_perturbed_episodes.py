@@ -234,5 +234,11 @@ def test_the_vector_environment_perturbs_world_by_world():
             options={**options, "reset_mask": mask, "perturbations": perturbed, "perturbation_seed": np.arange(3)}
         )
         assert different(other["image"][1], seen["image"][1]) > 1
+        envs.perturb(perturbed, seed=3)
+        again, _ = envs.reset(options={**options, "reset_mask": mask})
+        np.testing.assert_array_equal(again["image"][1], seen["image"][1])
+        envs.perturb(())
+        again, _ = envs.reset(options={**options, "reset_mask": mask})
+        np.testing.assert_array_equal(again["image"][1], plain["image"][1])
     finally:
         envs.close()

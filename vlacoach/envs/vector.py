@@ -134,6 +134,19 @@ class LiberoVectorEnv(gymnasium.vector.VectorEnv[dict[str, Any], NDArray[np.floa
         """Worker processes that died or hung so far, and were replaced."""
         return self._pool.replaced
 
+    def perturb(self, perturbations: Sequence[Perturbation], seed: int = 0) -> None:
+        """Perturb the episodes that are started from now on; those that are under way stay as they are.
+
+        Args:
+            perturbations: At most one of each axis; none for plain episodes.
+            seed: What they are drawn from, with task and initial state. A later ``reset(seed=...)`` replaces it.
+
+        Raises:
+            ConfigError: An axis comes twice.
+        """
+        self._perturbations = check_perturbations(perturbations)
+        self._perturbation_seed = seed
+
     def reset(
         self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[dict[str, Any], dict[str, Any]]:
