@@ -37,7 +37,7 @@ from vlacoach.envs.experts import get_experts, run_expert
 from vlacoach.envs.goals import compile_goal, describe_goal
 from vlacoach.envs.rendering import find_gl_backend, select_gl_backend
 from vlacoach.envs.simulator import Simulator
-from vlacoach.envs.suites import SUITES, Task, get_suite
+from vlacoach.envs.suites import STANDARD_SUITES, Task, get_suite
 from vlacoach.envs.vector import LiberoVectorEnv
 from vlacoach.profiles import RENDER_PROFILES
 
@@ -165,7 +165,7 @@ def _replay(env: Any, state: np.ndarray, actions: np.ndarray) -> int | None:
 
 def goals(arguments: argparse.Namespace) -> Iterator[Row]:
     """Goal predicates on states near the goal and far from it, term by term."""
-    for suite in SUITES:
+    for suite in STANDARD_SUITES:
         tasks = get_suite(suite).tasks[: arguments.goal_tasks]
         visits = -(-1000 // len(tasks))
         equal = seen = held = 0

@@ -108,10 +108,10 @@ def check_quantization() -> Check:
 def check_assets() -> Check:
     """Whether each task's definition and initial states, and the assets of all, are where LIBERO looks for them."""
     from vlacoach.envs import libero_package
-    from vlacoach.envs.suites import SUITES, get_suite
+    from vlacoach.envs.suites import STANDARD_SUITES, get_suite
 
     try:
-        tasks = [(get_suite(name), task) for name in SUITES for task in get_suite(name).tasks]
+        tasks = [(get_suite(name), task) for name in STANDARD_SUITES for task in get_suite(name).tasks]
         assets = libero_package.assets_folder()
         missing = [task.bddl_file for _, task in tasks if not os.path.isfile(task.bddl_file)]
         for suite, task in tasks:

