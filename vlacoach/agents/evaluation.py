@@ -22,10 +22,12 @@ from vlacoach.policies.checkpoint import PolicyFacts, check_policy
 from vlacoach.policies.openvla import require_tokens
 from vlacoach.policies.policy import CAMERAS, VLAPolicy
 from vlacoach.policies.source import BUILT_IN
+from vlacoach.profiles import RenderProfile
 from vlacoach.rewards.trajectory import Trajectory
 from vlacoach.runs.config import TrainConfig
 from vlacoach.runs.constants import ADAPTER_FOLDER, POLICY_FOLDER, STAGE_EVALUATION
 from vlacoach.runs.reporting import NullReporter, Reporter
+from vlacoach.runs.resolve import flatten
 from vlacoach.runs.results import EvaluationResult
 
 
@@ -135,6 +137,7 @@ def evaluate_split(
     on_look: Callable[[], None] | None = None,
     videos: VideoRecorder | None = None,
     on_pictures: Callable[[Prompt, int, Any], None] | None = None,
+    protocol: str | None = None,
 ) -> EvaluationResult:
     """Evaluate a policy as a configuration says, on some initial states.
 
@@ -148,6 +151,7 @@ def evaluate_split(
         on_look: Called once per round of the worlds.
         videos: Records the first episode of each task.
         on_pictures: Called with the prompt of an episode, its number, and each of its pictures (H, W, 3) uint8.
+        protocol: Name of the protocol that the configuration follows, for the record.
     """
     reporter = reporter or NullReporter()
     tasks = envs.suite.select(config.env.tasks)
@@ -173,9 +177,36 @@ def evaluate_split(
         split=split,
         policy=policy.name,
         temperature=temperature,
-        seed=config.seed,
+        seeds=(config.seed,),
         seconds=time.perf_counter() - started,
+        protocol=protocol,
+        settings=used_settings(config, policy, envs.suite.max_steps),
     )
+
+
+def used_settings(config: TrainConfig, policy: VLAPolicy, max_steps: int) -> dict[str, Any]:
+    """Every setting that decides an evaluation's result, by dotted key, with what was left open filled in.
+
+    Args:
+        config: The configuration.
+        policy: The policy, which decides what the configuration leaves to it.
+        max_steps: The suite's own step limit.
+    """
+    settings = {key: value for key, value in flatten(config).items() if key.startswith(("env.", "policy.", "eval"))}
+    opened: dict[str, Any] = {
+        "env.max_steps": config.env.max_steps or max_steps,
+        "env.image_size": policy.image_size if config.env.image_size == "policy" else config.env.image_size,
+        "env.render_profile": _render_profile(config, policy),
+        "env.cameras": list(policy.cameras if config.env.cameras == "policy" else config.env.cameras),
+        "policy.chunk_size": policy.chunk_size,
+        "policy.center_crop": policy.config.center_crop,
+        "policy.image_processing": policy.config.image_processing,
+    }
+    return settings | opened
+
+
+def _render_profile(config: TrainConfig, policy: VLAPolicy) -> RenderProfile:
+    return policy.config.render_profile if config.env.render_profile == "policy" else config.env.render_profile
 
 
 def make_envs(config: TrainConfig, policy: VLAPolicy) -> LiberoVectorEnv:
@@ -188,7 +219,7 @@ def make_envs(config: TrainConfig, policy: VLAPolicy) -> LiberoVectorEnv:
         chunk_size=policy.chunk_size,
         cameras=policy.cameras if env.cameras == "policy" else env.cameras,
         image_size=policy.image_size if env.image_size == "policy" else env.image_size,
-        render_profile=policy.config.render_profile if env.render_profile == "policy" else env.render_profile,
+        render_profile=_render_profile(config, policy),
         max_steps=env.max_steps,
         settle_steps=env.settle_steps,
         exact=env.exact,
@@ -311,6 +342,7 @@ def evaluate_config(
     adapter: Path | None = None,
     reporter: Reporter | None = None,
     video: Path | None = None,
+    protocol: str | None = None,
 ) -> EvaluationResult:
     """Load a policy, evaluate it, and clean up; what ``vlacoach eval`` does.
 
@@ -321,6 +353,7 @@ def evaluate_config(
         adapter: Checkpoint folder of a run, or None.
         reporter: Shows progress.
         video: Folder for a video of the first episode of each task, or None.
+        protocol: Name of the protocol that the configuration follows, for the record.
     """
     policy = load_trained(config, adapter)
     if reporter is not None and policy.remark is not None:
@@ -328,6 +361,6 @@ def evaluate_config(
     envs = make_envs(config, policy)
     try:
         videos = None if video is None else VideoRecorder(video)
-        return evaluate_split(policy, envs, config, states, split, reporter, videos=videos)
+        return evaluate_split(policy, envs, config, states, split, reporter, videos=videos, protocol=protocol)
     finally:
         envs.close()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -25,8 +25,19 @@ from vlacoach.errors import ConfigError
 
 if TYPE_CHECKING:
     from vlacoach.runs.config import TrainConfig
+    from vlacoach.runs.protocols import Protocol
 
 _WHAT, _HOW = "What to evaluate", "How to evaluate"
+
+
+class ProtocolChoice(str, Enum):
+    """Whose way of evaluating; see :mod:`vlacoach.runs.protocols`."""
+
+    OPENVLA = "openvla"
+    OPENVLA_OFT = "openvla-oft"
+    LEROBOT = "lerobot"
+    RLINF = "rlinf"
+    SIMPLEVLA = "simplevla"
 
 
 class Split(str, Enum):
@@ -56,9 +67,22 @@ def evaluate_command(
     tasks: Annotated[
         str | None, typer.Option("--tasks", help='Tasks, such as "1,4,8" or "0-3".', rich_help_panel=_HOW)
     ] = None,
+    protocol: Annotated[
+        ProtocolChoice | None,
+        typer.Option(
+            "--protocol",
+            help="Evaluate as others do: step limits, pictures, decoding, states, seed. What you set yourself wins.",
+            rich_help_panel=_HOW,
+        ),
+    ] = None,
+    describe: Annotated[
+        bool,
+        typer.Option("--describe", help="Show how protocols differ, and evaluate nothing.", rich_help_panel=_HOW),
+    ] = False,
     split: Annotated[
-        Split, typer.Option("--split", help="Which initial states.", rich_help_panel=_HOW)
-    ] = Split.HELD_OUT,
+        Split | None,
+        typer.Option("--split", help="Which initial states; held-out, or the protocol's own.", rich_help_panel=_HOW),
+    ] = None,
     trials: Annotated[
         int | None, typer.Option("--trials", help="Episodes for each task.", rich_help_panel=_HOW)
     ] = None,
@@ -88,12 +112,18 @@ def evaluate_command(
       vlacoach eval --suite libero_goal
 
       vlacoach eval --run latest --split all --trials 50 --json
+
+      vlacoach eval --protocol openvla-oft --describe
     """  # fmt: skip
     from vlacoach.cli.checks import check_names
     from vlacoach.cli.progress import reporting
+    from vlacoach.runs.protocols import get_protocol
     from vlacoach.runs.resolve import Flag, resolve_config
     from vlacoach.runs.results import write_results
 
+    if describe:
+        show_protocols(protocol, as_json)
+        return
     if run is not None and policy is not None:
         raise ConfigError("--run and --policy name two policies.", "Give one of them.")
     if run is not None and config is not None:
@@ -113,12 +143,24 @@ def evaluate_command(
         Flag("--seed", "seed", seed),
     ]
     settings = resolve_config(config, sets or (), flags).config
+    followed = None if protocol is None else get_protocol(protocol.value)
+    if followed is not None:
+        origin = f"--protocol {followed.name}"
+        preset = [Flag(origin, key, value) for key, value in followed.settings(settings.env.suite).items()]
+        settings = resolve_config(config, sets or (), flags, preset=preset).config
     check_names(settings)
+    states, named = chosen_states(settings, split, followed)
     from vlacoach.agents.evaluation import evaluate_config
 
     with reporting(narration(), verbosity(context).quiet) as reporter:
         result = evaluate_config(
-            settings, states_of(settings, split), split.value, adapter=adapter, reporter=reporter, video=video
+            settings,
+            states,
+            named,
+            adapter=adapter,
+            reporter=reporter,
+            video=video,
+            protocol=None if followed is None else followed.name,
         )
     if out is not None:
         write_results(result, out)
@@ -128,6 +170,34 @@ def evaluate_command(
         from vlacoach.cli.tables import evaluation_table
 
         show(evaluation_table(result))
+
+
+def show_protocols(protocol: ProtocolChoice | None, as_json: bool) -> None:
+    """Print what each protocol does, and where the others differ from the one given."""
+    from vlacoach.runs.protocols import PROTOCOLS, differences
+
+    if as_json:
+        document: dict[str, Any] = {"protocols": {name: one.to_json() for name, one in PROTOCOLS.items()}}
+        if protocol is not None:
+            document |= {"protocol": protocol.value, "differs": differences(protocol.value)}
+        show_json(document)
+        return
+    from vlacoach.cli.tables import protocols_table
+
+    show(protocols_table(None if protocol is None else protocol.value))
+    for name, one in PROTOCOLS.items():
+        if protocol is None or name == protocol.value:
+            show(f"{name} is {one.source}. Not as there:")
+            for difference in one.not_reproduced:
+                show(f"- {difference}")
+
+
+def chosen_states(config: TrainConfig, split: Split | None, protocol: Protocol | None) -> tuple[tuple[int, ...], str]:
+    """Initial states and their name: of the split if one was named, else the protocol's own, else those held out."""
+    if split is None and protocol is not None:
+        return protocol.states, "protocol"
+    split = split or Split.HELD_OUT
+    return states_of(config, split), split.value
 
 
 def states_of(config: TrainConfig, split: Split) -> tuple[int, ...]:

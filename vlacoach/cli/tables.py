@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 from rich.text import Text
 
+from vlacoach.runs.protocols import PROTOCOLS, differences
 from vlacoach.runs.results import Comparison, EvaluationResult
 from vlacoach.runs.statistics import PairedDifference, change_with_interval, rate_with_interval
 
@@ -21,7 +22,10 @@ if TYPE_CHECKING:
 def evaluation_table(result: EvaluationResult) -> Table:
     """Success for each task and overall, with Wilson's 95 % intervals and mean episode lengths."""
     sampling = "greedy" if result.temperature == 0 else f"sampled at {result.temperature:g}"
-    table = Table(title=f"{result.policy} on {result.suite}, {result.split} states, {sampling}", title_justify="left")
+    where = (
+        f"{result.split} states" if result.protocol is None else f"{result.split} states, protocol {result.protocol}"
+    )
+    table = Table(title=f"{result.policy} on {result.suite}, {where}, {sampling}", title_justify="left")
     table.add_column("task", overflow="fold")
     for heading in ("episodes", "success %  [95 %]", "mean length"):
         table.add_column(heading, justify="right", no_wrap=True)
@@ -41,6 +45,26 @@ def evaluation_table(result: EvaluationResult) -> Table:
         f"{steps / result.episodes:.0f}" if result.episodes else "-",
         style="bold",
     )
+    return table
+
+
+def protocols_table(chosen: str | None = None) -> Table:
+    """What protocols do, side by side; bold where another differs from the one chosen, which comes first."""
+    others = [name for name in PROTOCOLS if name != chosen]
+    differ = {} if chosen is None else differences(chosen)
+    table = Table(title="How success is measured on LIBERO", title_justify="left", caption_justify="left")
+    table.add_column("")
+    names = others if chosen is None else [chosen, *others]
+    for name in names:
+        table.add_column(name, overflow="fold")
+    rows = {name: PROTOCOLS[name].rows() for name in names}
+    for heading in rows[names[0]]:
+        cells = [
+            Text(rows[name][heading], style="bold yellow" if name in differ.get(heading, {}) else "") for name in names
+        ]
+        table.add_row(heading, *cells)
+    if chosen is not None:
+        table.caption = f"bold: differs from {chosen}"
     return table
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -84,18 +84,22 @@ class EvaluationResult:
         split: ``"held-out"``, ``"train"`` or ``"all"``.
         policy: Which policy acted.
         temperature: Sampling temperature; 0 is greedy.
-        seed: Seed of the episodes.
+        seeds: Seeds of the episodes; each task's episodes are those of the first seed, then of the next.
         tasks: One entry for each task.
         seconds: Wall-clock time it took.
+        protocol: Protocol whose settings were used as a basis, or None.
+        settings: Every setting that decides the result, by dotted key, as it was used.
     """
 
     suite: str
     split: str
     policy: str
     temperature: float
-    seed: int
+    seeds: tuple[int, ...]
     tasks: tuple[TaskResult, ...]
     seconds: float
+    protocol: str | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def from_episodes(
@@ -107,8 +111,10 @@ class EvaluationResult:
         split: str,
         policy: str,
         temperature: float,
-        seed: int,
+        seeds: Iterable[int],
         seconds: float,
+        protocol: str | None = None,
+        settings: Mapping[str, Any] | None = None,
     ) -> EvaluationResult:
         """Sort episodes by task.
 
@@ -119,8 +125,10 @@ class EvaluationResult:
             split: ``"held-out"``, ``"train"`` or ``"all"``.
             policy: Which policy acted.
             temperature: Sampling temperature; 0 is greedy.
-            seed: Seed of the episodes.
+            seeds: Seeds of the episodes, whose episodes come one seed after the other.
             seconds: Wall-clock time it took.
+            protocol: Protocol whose settings were used as a basis, or None.
+            settings: Every setting that decides the result, as it was used.
         """
         by_task: dict[int, list[Episode]] = {}
         for episode in episodes:
@@ -135,7 +143,7 @@ class EvaluationResult:
             )
             for task in sorted(by_task)
         )
-        return cls(suite, split, policy, temperature, seed, tasks, seconds)
+        return cls(suite, split, policy, temperature, tuple(seeds), tasks, seconds, protocol, dict(settings or {}))
 
     @property
     def success(self) -> npt.NDArray[np.bool_]:
@@ -191,9 +199,11 @@ class EvaluationResult:
                 split=str(data["split"]),
                 policy=str(data["policy"]),
                 temperature=float(data["temperature"]),
-                seed=int(data["seed"]),
+                seeds=tuple(int(seed) for seed in data["seeds"]),
                 tasks=tasks,
                 seconds=float(data["seconds"]),
+                protocol=None if data["protocol"] is None else str(data["protocol"]),
+                settings=dict(data["settings"]),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise RunError(f"Not an evaluation result: {type(error).__name__} {error}.") from error
@@ -228,13 +238,13 @@ def compare(before: EvaluationResult, after: EvaluationResult) -> Comparison:
     """Pair two evaluations episode by episode.
 
     Raises:
-        RunError: They are not of the same tasks and initial states, so that nothing can be paired.
+        RunError: They are not of the same tasks, initial states and seeds, so that nothing can be paired.
     """
     keys = [[(task.task, task.states) for task in result.tasks] for result in (before, after)]
-    if before.suite != after.suite or keys[0] != keys[1]:
+    if (before.suite, before.seeds, keys[0]) != (after.suite, after.seeds, keys[1]):
         raise RunError(
-            "The two evaluations are not of the same tasks and initial states.",
-            "Evaluate both with the same --suite, --tasks, --split and --trials.",
+            "The two evaluations are not of the same tasks, initial states and seeds.",
+            "Evaluate both with the same --suite, --tasks, --split, --trials and --seeds.",
         )
     if before.episodes == 0:
         raise RunError("The two evaluations have no episodes.")
