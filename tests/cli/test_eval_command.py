@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from vlacoach.cli.eval import ProtocolChoice, Split, chosen_states
 from vlacoach.runs.config import TrainConfig
+from vlacoach.runs.folder import RunFolder
 from vlacoach.runs.protocols import PROTOCOLS, get_protocol
+from vlacoach.runs.splits import Splits, write_splits
 
 
 def test_every_protocol_can_be_chosen():
@@ -34,9 +38,41 @@ def test_describe_as_json_is_one_document(invoke):
 
 def test_a_protocol_brings_its_states_unless_a_split_is_named():
     config, protocol = TrainConfig(), get_protocol("lerobot")
-    assert chosen_states(config, None, protocol) == (tuple(range(10)), "protocol")
-    assert chosen_states(config, Split.HELD_OUT, protocol) == (tuple(range(30, 50)), "held-out")
-    assert chosen_states(config, None, None) == (tuple(range(30, 50)), "held-out")
+    for split, states, name in [(None, range(10), "protocol"), (Split.HELD_OUT, range(30, 50), "held-out")]:
+        assert chosen_states(config, split, protocol) == (dict.fromkeys(config.env.tasks, tuple(states)), name)
+
+
+def test_the_states_of_a_run_are_those_of_its_manifest():
+    config = TrainConfig.model_validate({"env": {"suite": "libero_goal", "tasks": [1, 2]}})
+    manifest = Splits("libero_goal", {1: (7, 8)}, {1: (9,)})
+    untrained = tuple(range(30, 50))
+    assert chosen_states(config, None, trained_with=manifest)[0] == {1: (9,), 2: untrained}
+    assert chosen_states(config, Split.ALL, trained_with=manifest)[0][1] == (7, 8, 9)
+    other = Splits("libero_object", {1: (7, 8)}, {1: (9,)})
+    assert chosen_states(config, None, trained_with=other)[0] == {1: untrained, 2: untrained}
+
+
+@pytest.fixture
+def run(tmp_path):
+    with RunFolder.create(tmp_path / "runs", "first", TrainConfig()) as folder:
+        folder.checkpoints.save(3, lambda path: (path / "x").write_text("data"), score=0.1)
+        write_splits(folder, Splits.of_config(TrainConfig(), [1, 4, 6, 8]))
+    return folder
+
+
+def test_a_run_whose_manifest_was_changed_is_not_evaluated(invoke, run):
+    file = run.path / "splits.json"
+    file.write_text(file.read_text().replace("29", "28", 1))
+    result = invoke("eval", "--run", "latest")
+    assert result.exit_code == 5
+    assert "was changed after the run began" in result.stderr
+    assert result.stdout == ""
+
+
+def test_the_states_of_a_run_cannot_be_set(invoke, run):
+    result = invoke("eval", "--run", "latest", "--set", "evaluation.states=0-9", "--set", "env.states=10-20")
+    assert result.exit_code == 2
+    assert "env.states of a run cannot be changed" in result.stderr
 
 
 def test_an_unknown_protocol_exits_2(invoke):

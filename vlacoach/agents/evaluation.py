@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,9 +50,14 @@ class EpisodeResult:
     length: int
 
 
-def evaluation_plan(tasks: Sequence[int], states: Sequence[int], trials: int) -> list[Prompt]:
+States = Sequence[int] | Mapping[int, Sequence[int]]
+"""Initial states: the same of every task, or those of each."""
+
+
+def evaluation_plan(tasks: Sequence[int], states: States, trials: int) -> list[Prompt]:
     """``trials`` episodes a task, its states in turn."""
-    return [Prompt(task, states[trial % len(states)]) for task in tasks for trial in range(trials)]
+    of_task = states if isinstance(states, Mapping) else dict.fromkeys(tasks, states)
+    return [Prompt(task, of_task[task][trial % len(of_task[task])]) for task in tasks for trial in range(trials)]
 
 
 def evaluate(
@@ -131,7 +136,7 @@ def evaluate_split(
     policy: VLAPolicy,
     envs: LiberoVectorEnv,
     config: TrainConfig,
-    states: Sequence[int],
+    states: States,
     split: str,
     reporter: Reporter | None = None,
     on_look: Callable[[], None] | None = None,
@@ -146,7 +151,7 @@ def evaluate_split(
         envs: Vector environment of the configuration's suite.
         config: Says which tasks, how many trials, at which temperature, and with which seed.
         states: Initial states, taken in turn.
-        split: What these states are called: ``"held-out"``, ``"train"`` or ``"all"``.
+        split: What these states are called: ``"held-out"``, ``"train"``, ``"all"``, or ``"protocol"``.
         reporter: Shows progress.
         on_look: Called once per round of the worlds.
         videos: Records the first episode of each task.
@@ -337,7 +342,7 @@ def _device(config: TrainConfig) -> str:
 
 def evaluate_config(
     config: TrainConfig,
-    states: Sequence[int],
+    states: States,
     split: str,
     adapter: Path | None = None,
     reporter: Reporter | None = None,

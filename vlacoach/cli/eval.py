@@ -26,6 +26,8 @@ from vlacoach.errors import ConfigError
 if TYPE_CHECKING:
     from vlacoach.runs.config import TrainConfig
     from vlacoach.runs.protocols import Protocol
+    from vlacoach.runs.resolve import ResolvedConfig
+    from vlacoach.runs.splits import Splits
 
 _WHAT, _HOW = "What to evaluate", "How to evaluate"
 
@@ -117,9 +119,11 @@ def evaluate_command(
     """  # fmt: skip
     from vlacoach.cli.checks import check_names
     from vlacoach.cli.progress import reporting
+    from vlacoach.runs.folder import RunFolder
     from vlacoach.runs.protocols import get_protocol
     from vlacoach.runs.resolve import Flag, resolve_config
     from vlacoach.runs.results import write_results
+    from vlacoach.runs.splits import read_splits
 
     if describe:
         show_protocols(protocol, as_json)
@@ -129,8 +133,10 @@ def evaluate_command(
     if run is not None and config is not None:
         raise ConfigError("--run brings its own configuration.", "Leave out --config.")
     adapter: Path | None = None
+    splits: Splits | None = None
     if run is not None:
         config, adapter = trained(run, runs_dir, checkpoint)
+        splits = read_splits(RunFolder(config.parent))
     flags = [
         Flag("--policy", "policy.path", policy),
         Flag("--suite", "env.suite", suite),
@@ -142,17 +148,23 @@ def evaluate_command(
         Flag("--unnorm-key", "policy.unnorm_key", unnorm_key),
         Flag("--seed", "seed", seed),
     ]
-    settings = resolve_config(config, sets or (), flags).config
+    resolved = resolve_config(config, sets or (), flags)
+    if splits is not None:
+        refuse_other_states(resolved)
+    settings = resolved.config
     followed = None if protocol is None else get_protocol(protocol.value)
     if followed is not None:
         origin = f"--protocol {followed.name}"
         preset = [Flag(origin, key, value) for key, value in followed.settings(settings.env.suite).items()]
         settings = resolve_config(config, sets or (), flags, preset=preset).config
     check_names(settings)
-    states, named = chosen_states(settings, split, followed)
+    states, named = chosen_states(settings, split, followed, splits)
     from vlacoach.agents.evaluation import evaluate_config
 
     with reporting(narration(), verbosity(context).quiet) as reporter:
+        if splits is not None and (seen := splits.trained_on(settings.env.suite, states)):
+            total = sum(map(len, states.values()))
+            reporter.message(f"{seen} of the {total} initial states were used for training", "warning")
         result = evaluate_config(
             settings,
             states,
@@ -192,21 +204,45 @@ def show_protocols(protocol: ProtocolChoice | None, as_json: bool) -> None:
                 show(f"- {difference}")
 
 
-def chosen_states(config: TrainConfig, split: Split | None, protocol: Protocol | None) -> tuple[tuple[int, ...], str]:
-    """Initial states and their name: of the split if one was named, else the protocol's own, else those held out."""
+def chosen_states(
+    config: TrainConfig, split: Split | None, protocol: Protocol | None = None, trained_with: Splits | None = None
+) -> tuple[dict[int, tuple[int, ...]], str]:
+    """Initial states of each task, and their name.
+
+    Args:
+        config: Names the suite and the tasks.
+        split: The split asked for, or None.
+        protocol: The protocol asked for, whose states are taken if no split is named, or None.
+        trained_with: Manifest of the run that is evaluated, which says better than the configuration what its tasks
+            were trained on, or None.
+    """
+    from vlacoach.envs.suites import get_suite
+    from vlacoach.runs.splits import Splits
+
+    tasks = [task.index for task in get_suite(config.env.suite).select(config.env.tasks)]
     if split is None and protocol is not None:
-        return protocol.states, "protocol"
-    split = split or Split.HELD_OUT
-    return states_of(config, split), split.value
+        return dict.fromkeys(tasks, protocol.states), "protocol"
+    name = (split or Split.HELD_OUT).value
+    states = Splits.of_config(config, tasks).states(name)
+    if trained_with is not None and trained_with.suite == config.env.suite:
+        known = trained_with.states(name)
+        states = {task: known.get(task, chosen) for task, chosen in states.items()}
+    return states, name
 
 
-def states_of(config: TrainConfig, split: Split) -> tuple[int, ...]:
-    """Initial states of a split."""
-    if split is Split.HELD_OUT:
-        return config.evaluation.states
-    if split is Split.TRAIN:
-        return config.env.states
-    return tuple(sorted({*config.env.states, *config.evaluation.states}))
+def refuse_other_states(resolved: ResolvedConfig) -> None:
+    """Refuse to set the states of a run's splits: they are what they were when it was trained.
+
+    Raises:
+        ConfigError: The command line or the environment sets them.
+    """
+    for key in ("env.states", "evaluation.states"):
+        origin = resolved.origins[key]
+        if origin.startswith(("--set", "environment")):
+            raise ConfigError(
+                f"{origin}: {key} of a run cannot be changed, for it says what the run was trained on.",
+                "Choose among its states with --split, or evaluate its policy with --policy.",
+            )
 
 
 def trained(reference: str, runs_dir: Path, checkpoint: str) -> tuple[Path, Path]:
