@@ -45,7 +45,17 @@ def evaluation_table(result: EvaluationResult) -> Table:
         f"{steps / result.episodes:.0f}" if result.episodes else "-",
         style="bold",
     )
+    if result.repeated:
+        table.caption = _clustered(result)
+        table.caption_justify = "left"
     return table
+
+
+def _clustered(result: EvaluationResult) -> str:
+    """What becomes of the interval of all episodes if those of one initial state count as one draw."""
+    interval = result.clustered_interval
+    seeds = f"seeds {', '.join(map(str, result.seeds))}; " if len(result.seeds) > 1 else ""
+    return f"{seeds}bootstrap over initial states: [{100 * interval.low:.0f}, {100 * interval.high:.0f}]"
 
 
 def protocols_table(chosen: str | None = None) -> Table:
@@ -92,11 +102,18 @@ def comparison_table(comparison: Comparison) -> Table:
         change(comparison.overall),
         style="bold",
     )
-    overall = comparison.overall
+    overall, clustered = comparison.overall, comparison.clustered
+    interval = clustered.interval
     table.caption = (
         "Wilson intervals; change paired by episode\n"
-        f"{overall.gained} gained, {overall.lost} lost, McNemar's exact p = {overall.p_value:.2g}"
+        f"{overall.gained} gained, {overall.lost} lost, McNemar's exact p = {overall.p_value:.2g}\n"
+        f"bootstrap over {clustered.clusters} initial states: [{100 * interval.low:+.0f}, {100 * interval.high:+.0f}]"
     )
+    if before.repeated:
+        table.caption += (
+            "\nseveral episodes a state are not independent; by states: "
+            f"{clustered.improved} better, {clustered.worsened} worse, McNemar's exact p = {clustered.p_value:.2g}"
+        )
     table.caption_justify = "left"
     return table
 

@@ -14,7 +14,15 @@ import numpy.typing as npt
 from vlacoach.errors import RunError
 from vlacoach.runs.constants import SCHEMA_VERSION
 from vlacoach.runs.files import plain, replace_text
-from vlacoach.runs.statistics import Interval, PairedDifference, paired_difference, wilson_interval
+from vlacoach.runs.statistics import (
+    ClusteredDifference,
+    Interval,
+    PairedDifference,
+    cluster_bootstrap,
+    clustered_difference,
+    paired_difference,
+    wilson_interval,
+)
 
 
 class Episode(Protocol):
@@ -170,10 +178,34 @@ class EvaluationResult:
         """Wilson's 95 % interval of :attr:`rate`."""
         return wilson_interval(self.successes, self.episodes)
 
+    @property
+    def states(self) -> npt.NDArray[np.int64]:
+        """``(N, 2)`` int64, task and initial state of each episode, in the order of :attr:`success`."""
+        return np.array([(task.task, state) for task in self.tasks for state in task.states], dtype=np.int64)
+
+    @property
+    def repeated(self) -> bool:
+        """Whether an initial state has several episodes, which are then not independent."""
+        return any(len(set(task.states)) < task.episodes for task in self.tasks)
+
+    @property
+    def clustered_interval(self) -> Interval:
+        """95 % bootstrap interval of :attr:`rate` with (task, initial state) as clusters; [0, 1] without episodes."""
+        if not self.episodes:
+            return Interval(0.0, 1.0)
+        states = self.states
+        return cluster_bootstrap(self.success, states[:, 1], states[:, 0])
+
     def to_json(self) -> dict[str, Any]:
         """JSON types, with the rate and its interval spelled out for readers that do no arithmetic."""
-        interval = self.interval
-        summary = {"success": self.rate, "low": interval.low, "high": interval.high, "episodes": self.episodes}
+        interval, clustered = self.interval, self.clustered_interval
+        summary: dict[str, Any] = {
+            "success": self.rate,
+            "low": interval.low,
+            "high": interval.high,
+            "episodes": self.episodes,
+        }
+        summary |= {"clusters": len({*map(tuple, self.states.tolist())}), "clustered": asdict(clustered)}
         return plain({**asdict(self), "summary": summary})
 
     @classmethod
@@ -218,19 +250,22 @@ class Comparison:
         after: The later.
         tasks: Paired difference of each task, in the order of ``before.tasks``.
         overall: Paired difference over all episodes.
+        clustered: The same with (task, initial state) as clusters, for several episodes of a state.
     """
 
     before: EvaluationResult
     after: EvaluationResult
     tasks: tuple[PairedDifference, ...]
     overall: PairedDifference
+    clustered: ClusteredDifference
 
     def to_json(self) -> dict[str, Any]:
-        """JSON types: both evaluations and the overall difference."""
+        """JSON types: both evaluations, the overall difference, and the same over clusters."""
         return {
             "before": self.before.to_json(),
             "after": self.after.to_json(),
             "difference": plain(asdict(self.overall)),
+            "clustered": plain(asdict(self.clustered)),
         }
 
 
@@ -252,7 +287,10 @@ def compare(before: EvaluationResult, after: EvaluationResult) -> Comparison:
         paired_difference(first.success, second.success)
         for first, second in zip(before.tasks, after.tasks, strict=True)
     )
-    return Comparison(before, after, tasks, paired_difference(before.success, after.success))
+    states = before.states
+    overall = paired_difference(before.success, after.success)
+    clustered = clustered_difference(before.success, after.success, states[:, 1], states[:, 0])
+    return Comparison(before, after, tasks, overall, clustered)
 
 
 @dataclass(frozen=True)
