@@ -6,10 +6,12 @@ import json
 
 import pytest
 
-from vlacoach.cli.eval import ProtocolChoice, Split, chosen_states
+from vlacoach.cli.eval import ProtocolChoice, Split, chosen_seeds, chosen_states, rival_of, warn_of_training_states
+from vlacoach.errors import ConfigError, RunError
 from vlacoach.runs.config import TrainConfig
 from vlacoach.runs.folder import RunFolder
 from vlacoach.runs.protocols import PROTOCOLS, get_protocol
+from vlacoach.runs.reporting import NullReporter
 from vlacoach.runs.splits import Splits, write_splits
 
 
@@ -79,3 +81,41 @@ def test_an_unknown_protocol_exits_2(invoke):
     result = invoke("eval", "--protocol", "openvlaa")
     assert result.exit_code == 2
     assert "simplevla" in result.stderr
+
+
+def test_seeds_are_those_given_or_the_one_of_the_configuration():
+    config = TrainConfig(seed=9)
+    assert chosen_seeds(None, None, config) == (9,)
+    assert chosen_seeds("0-2,5", None, config) == (0, 1, 2, 5)
+    with pytest.raises(ConfigError, match="contradict"):
+        chosen_seeds("0,1", 3, config)
+
+
+def test_what_to_compare_with_is_a_policy_a_folder_or_a_run(run, tmp_path):
+    config = TrainConfig.model_validate({"policy": {"path": "somewhere", "lora_rank": 3, "adapter": "there"}})
+    (tmp_path / "cloned").mkdir()
+    for reference in ("tiny", str(tmp_path / "cloned"), "openvla/openvla-7b"):
+        found = rival_of(reference, run.path.parent, config)
+        assert (found.config.policy.path, found.config.policy.adapter, found.splits) == (reference, None, None)
+        assert found.config.env == config.env
+    for reference in ("latest", "first", str(run.path)):
+        found = rival_of(reference, run.path.parent, config)
+        assert (found.config.policy.path, found.label) == ("tiny", run.path.name)
+        assert found.checkpoint.resolve() == (run.path / "checkpoints" / "000003").resolve()
+        assert found.splits.suite == "libero_goal"
+    with pytest.raises(RunError, match="No run 'nope'"):
+        rival_of("nope", run.path.parent, config)
+
+
+def test_states_that_a_run_was_trained_on_are_warned_of():
+    said = []
+
+    class Reporter(NullReporter):
+        def message(self, text, level="info"):
+            said.append((level, text))
+
+    manifest = Splits("libero_goal", {1: (7, 8)}, {1: (9,)})
+    warn_of_training_states(Reporter(), [None, manifest], TrainConfig(), {1: (9,)})
+    assert said == []
+    warn_of_training_states(Reporter(), [None, manifest], TrainConfig(), {1: (8, 9, 10)})
+    assert said == [("warning", "A run was trained on 1 of the 3 initial states it is measured on")]

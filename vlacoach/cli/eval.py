@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -21,13 +23,23 @@ from vlacoach.cli.options import (
     Sets,
     UnnormKey,
 )
-from vlacoach.errors import ConfigError
+from vlacoach.errors import ConfigError, RunError
 
 if TYPE_CHECKING:
     from vlacoach.runs.config import TrainConfig
     from vlacoach.runs.protocols import Protocol
+    from vlacoach.runs.reporting import Reporter
     from vlacoach.runs.resolve import ResolvedConfig
+    from vlacoach.runs.results import Comparison, EvaluationResult
     from vlacoach.runs.splits import Splits
+
+EVALUATIONS_FOLDER = "evaluations"
+"""Within the folder of runs."""
+
+COMPARED_FOLDER = "compared"
+"""Within --out: the policy that was compared with."""
+
+COMPARISON_FILE = "comparison.json"
 
 _WHAT, _HOW = "What to evaluate", "How to evaluate"
 
@@ -40,6 +52,14 @@ class ProtocolChoice(str, Enum):
     LEROBOT = "lerobot"
     RLINF = "rlinf"
     SIMPLEVLA = "simplevla"
+
+
+class KeepVideos(str, Enum):
+    """Which episodes are kept as videos."""
+
+    ALL = "all"
+    FAILURES = "failures"
+    NONE = "none"
 
 
 class Split(str, Enum):
@@ -98,22 +118,48 @@ def evaluate_command(
     sets: Sets = None,
     seed: Seed = None,
     runs_dir: RunsDir = DEFAULT_RUNS_DIR,
+    compare: Annotated[
+        str | None,
+        typer.Option(
+            "--compare",
+            metavar="RUN_OR_POLICY",
+            help="Play the same episodes with another policy too, and show the paired difference.",
+            rich_help_panel=_WHAT,
+        ),
+    ] = None,
+    seeds: Annotated[
+        str | None,
+        typer.Option("--seeds", help='Play everything once for each, such as "0,1,2".', rich_help_panel=_HOW),
+    ] = None,
     video: Annotated[
-        Path | None,
-        typer.Option("--video", metavar="FOLDER", help="Save one episode of each task here.", rich_help_panel=OUTPUT),
-    ] = None,
+        KeepVideos, typer.Option("--video", help="Episodes to keep as videos.", rich_help_panel=OUTPUT)
+    ] = KeepVideos.NONE,
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="FILE", help="Also write the JSON here.", rich_help_panel=OUTPUT)
+        Path | None,
+        typer.Option(
+            "--out",
+            metavar="FOLDER",
+            help="Folder of the evaluation; else one named after its settings, beside the runs.",
+            rich_help_panel=OUTPUT,
+        ),
     ] = None,
+    fresh: Annotated[
+        bool,
+        typer.Option("--fresh", help="Throw away episodes of an earlier evaluation there.", rich_help_panel=OUTPUT),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Measure the success rate of a policy, for each task and overall, with intervals.
+
+    An evaluation that was interrupted goes on where it stopped when the same command is given again.
 
     For example:
 
       vlacoach eval --suite libero_goal
 
       vlacoach eval --run latest --split all --trials 50 --json
+
+      vlacoach eval --run latest --compare tiny --seeds 0,1,2
 
       vlacoach eval --protocol openvla-oft --describe
     """  # fmt: skip
@@ -159,29 +205,56 @@ def evaluate_command(
         settings = resolve_config(config, sets or (), flags, preset=preset).config
     check_names(settings)
     states, named = chosen_states(settings, split, followed, splits)
-    from vlacoach.agents.evaluation import evaluate_config
+    rival = None if compare is None else rival_of(compare, runs_dir, settings)
+    from vlacoach.agents.episode_videos import VideoChoice
+    from vlacoach.agents.measuring import Measurement, measure
+    from vlacoach.runs.results import compare as paired
 
+    wanted = Measurement(
+        settings,
+        states,
+        named,
+        chosen_seeds(seeds, seed, settings),
+        checkpoint=adapter,
+        protocol=None if followed is None else followed.name,
+        label=settings.policy.path if config is None or splits is None else config.parent.name,
+    )
+    kept, root = VideoChoice(video.value), runs_dir / EVALUATIONS_FOLDER
     with reporting(narration(), verbosity(context).quiet) as reporter:
-        if splits is not None and (seen := splits.trained_on(settings.env.suite, states)):
-            total = sum(map(len, states.values()))
-            reporter.message(f"{seen} of the {total} initial states were used for training", "warning")
-        result = evaluate_config(
-            settings,
-            states,
-            named,
-            adapter=adapter,
-            reporter=reporter,
-            video=video,
-            protocol=None if followed is None else followed.name,
-        )
-    if out is not None:
-        write_results(result, out)
-    if as_json:
-        show_json(result.to_json())
-    else:
-        from vlacoach.cli.tables import evaluation_table
+        warn_of_training_states(reporter, [splits, None if rival is None else rival.splits], settings, states)
+        result, folder = measure(wanted, root, out, reporter, kept, fresh)
+        if rival is None:
+            comparison = None
+        else:
+            other = replace(wanted, config=rival.config, checkpoint=rival.checkpoint, label=rival.label)
+            beside = None if out is None else out / COMPARED_FOLDER
+            comparison = paired(measure(other, root, beside, reporter, kept, fresh)[0], result)
+            write_results(comparison, folder / COMPARISON_FILE)
+    _show(result, comparison, as_json)
 
-        show(evaluation_table(result))
+
+def _show(result: EvaluationResult, comparison: Comparison | None, as_json: bool) -> None:
+    if as_json:
+        show_json((result if comparison is None else comparison).to_json())
+        return
+    from vlacoach.cli.tables import comparison_table, evaluation_table
+
+    show(evaluation_table(result) if comparison is None else comparison_table(comparison))
+
+
+def chosen_seeds(seeds: str | None, seed: int | None, config: TrainConfig) -> tuple[int, ...]:
+    """Seeds of the episodes.
+
+    Raises:
+        ConfigError: They are no numbers, one occurs twice, or --seed is given too.
+    """
+    from vlacoach.runs.indices import parse_indices
+
+    if seeds is None:
+        return (config.seed,)
+    if seed is not None:
+        raise ConfigError("--seed and --seeds contradict each other.", "Give one of them.")
+    return parse_indices(seeds)
 
 
 def show_protocols(protocol: ProtocolChoice | None, as_json: bool) -> None:
@@ -230,6 +303,20 @@ def chosen_states(
     return states, name
 
 
+def warn_of_training_states(
+    reporter: Reporter,
+    manifests: Iterable[Splits | None],
+    config: TrainConfig,
+    states: Mapping[int, Sequence[int]],
+) -> None:
+    """Say how many of the initial states a run was trained on."""
+    total = sum(map(len, states.values()))
+    for splits in manifests:
+        seen = 0 if splits is None else splits.trained_on(config.env.suite, states)
+        if seen:
+            reporter.message(f"A run was trained on {seen} of the {total} initial states it is measured on", "warning")
+
+
 def refuse_other_states(resolved: ResolvedConfig) -> None:
     """Refuse to set the states of a run's splits: they are what they were when it was trained.
 
@@ -257,3 +344,50 @@ def trained(reference: str, runs_dir: Path, checkpoint: str) -> tuple[Path, Path
 
     folder = RunFolder.open(reference, runs_dir)
     return folder.path / CONFIG_FILE, folder.checkpoints.named(checkpoint)
+
+
+@dataclass(frozen=True)
+class Rival:
+    """The policy to compare with.
+
+    Attributes:
+        config: The evaluation's configuration, with this policy in it.
+        label: What it is called: as it was given, or its run's folder.
+        checkpoint: Checkpoint folder of its run, or None.
+        splits: Manifest of its run, or None.
+    """
+
+    config: TrainConfig
+    label: str
+    checkpoint: Path | None = None
+    splits: Splits | None = None
+
+
+def rival_of(reference: str, runs_dir: Path, config: TrainConfig) -> Rival:
+    """Find what ``--compare`` names: a policy that is built in, a folder, a run, or a Hub id, in this order.
+
+    Raises:
+        VlacoachError: It is a run that cannot be read.
+    """
+    from vlacoach.policies.source import BUILT_IN
+    from vlacoach.runs.constants import LAST_LINK, RUN_FILE
+    from vlacoach.runs.finding import find_run
+    from vlacoach.runs.folder import RunFolder
+    from vlacoach.runs.splits import read_splits
+
+    folder = Path(reference)
+    is_policy = reference in BUILT_IN or (folder.is_dir() and not (folder / RUN_FILE).is_file())
+    if not is_policy:
+        try:
+            path = find_run(reference, runs_dir)
+        except RunError:
+            is_policy = "/" in reference
+            if not is_policy:
+                raise
+    if is_policy:
+        policy = config.policy.model_copy(update={"path": reference, "adapter": None, "revision": None})
+        return Rival(config.model_copy(update={"policy": policy}), reference)
+    run = RunFolder.open(str(path))
+    checkpoint = run.checkpoints.named(LAST_LINK)
+    settings = config.model_copy(update={"policy": run.config().policy})
+    return Rival(settings, run.path.name, checkpoint, read_splits(run))

@@ -109,6 +109,8 @@ def comparison_table(comparison: Comparison) -> Table:
         f"{overall.gained} gained, {overall.lost} lost, McNemar's exact p = {overall.p_value:.2g}\n"
         f"bootstrap over {clustered.clusters} initial states: [{100 * interval.low:+.0f}, {100 * interval.high:+.0f}]"
     )
+    if before.policy != after.policy:
+        table.caption += f"\nbefore: {before.policy}; after: {after.policy}"
     if before.repeated:
         table.caption += (
             "\nseveral episodes a state are not independent; by states: "

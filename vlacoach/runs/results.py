@@ -323,7 +323,7 @@ class TrainResult:
         }
 
 
-def write_results(result: TrainResult | EvaluationResult, file: Path) -> None:
+def write_results(result: TrainResult | EvaluationResult | Comparison, file: Path) -> None:
     """Write a result as JSON, whole or not at all.
 
     Raises:
