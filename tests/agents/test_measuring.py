@@ -252,7 +252,7 @@ def test_the_command_compares_on_the_same_episodes_and_goes_on_where_it_stopped(
     assert document["difference"]["pairs"] == 12
     assert document["clustered"]["clusters"] == 6
     for side, folder in (("after", "out"), ("before", "out/compared")):
-        assert document[side]["protocol"] == "rlinf"
+        assert document[side]["protocol"] == "rlinf but for evaluation.trials, seed"
         assert document[side]["settings"]["env.settle_steps"] == 15
         assert document[side]["tasks"][0]["states"] == [0, 1, 2] * 2
         stored = json.loads((tmp_path / folder / "results.json").read_text())

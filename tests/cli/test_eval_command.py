@@ -6,12 +6,21 @@ import json
 
 import pytest
 
-from vlacoach.cli.eval import ProtocolChoice, Split, chosen_seeds, chosen_states, rival_of, warn_of_training_states
+from vlacoach.cli.eval import (
+    ProtocolChoice,
+    Split,
+    chosen_seeds,
+    chosen_states,
+    followed_as,
+    warn_of_training_states,
+)
+from vlacoach.cli.rival import rival_of
 from vlacoach.errors import ConfigError, RunError
 from vlacoach.runs.config import TrainConfig
 from vlacoach.runs.folder import RunFolder
 from vlacoach.runs.protocols import PROTOCOLS, get_protocol
 from vlacoach.runs.reporting import NullReporter
+from vlacoach.runs.resolve import Flag, resolve_config
 from vlacoach.runs.splits import Splits, write_splits
 
 
@@ -42,6 +51,16 @@ def test_a_protocol_brings_its_states_unless_a_split_is_named():
     config, protocol = TrainConfig(), get_protocol("lerobot")
     for split, states, name in [(None, range(10), "protocol"), (Split.HELD_OUT, range(30, 50), "held-out")]:
         assert chosen_states(config, split, protocol) == (dict.fromkeys(config.env.tasks, tuple(states)), name)
+
+
+def test_a_protocol_that_was_changed_is_not_called_by_its_name_alone():
+    protocol = get_protocol("rlinf")
+    preset = [Flag("--protocol rlinf", key, value) for key, value in protocol.settings("libero_goal").items()]
+    whole = resolve_config(environ={}, preset=preset)
+    assert followed_as(protocol, whole, {1: protocol.states}, (0,)) == "rlinf"
+    other = resolve_config(sets=["env.settle_steps=10", "evaluation.trials=50"], environ={}, preset=preset)
+    assert followed_as(protocol, other, {1: protocol.states}, (0,)) == "rlinf but for env.settle_steps"
+    assert followed_as(protocol, whole, {1: (30, 31)}, (0, 1)) == "rlinf but for seed, states"
 
 
 def test_the_states_of_a_run_are_those_of_its_manifest():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -23,7 +23,7 @@ from vlacoach.cli.options import (
     Sets,
     UnnormKey,
 )
-from vlacoach.errors import ConfigError, RunError
+from vlacoach.errors import ConfigError
 
 if TYPE_CHECKING:
     from vlacoach.runs.config import TrainConfig
@@ -165,6 +165,7 @@ def evaluate_command(
     """  # fmt: skip
     from vlacoach.cli.checks import check_names
     from vlacoach.cli.progress import reporting
+    from vlacoach.cli.rival import rival_of
     from vlacoach.runs.folder import RunFolder
     from vlacoach.runs.protocols import get_protocol
     from vlacoach.runs.resolve import Flag, resolve_config
@@ -202,7 +203,8 @@ def evaluate_command(
     if followed is not None:
         origin = f"--protocol {followed.name}"
         preset = [Flag(origin, key, value) for key, value in followed.settings(settings.env.suite).items()]
-        settings = resolve_config(config, sets or (), flags, preset=preset).config
+        resolved = resolve_config(config, sets or (), flags, preset=preset)
+        settings = resolved.config
     check_names(settings)
     states, named = chosen_states(settings, split, followed, splits)
     rival = None if compare is None else rival_of(compare, runs_dir, settings)
@@ -210,13 +212,14 @@ def evaluate_command(
     from vlacoach.agents.measuring import Measurement, measure
     from vlacoach.runs.results import compare as paired
 
+    played_seeds = chosen_seeds(seeds, seed, settings)
     wanted = Measurement(
         settings,
         states,
         named,
-        chosen_seeds(seeds, seed, settings),
+        played_seeds,
         checkpoint=adapter,
-        protocol=None if followed is None else followed.name,
+        protocol=None if followed is None else followed_as(followed, resolved, states, played_seeds),
         label=settings.policy.path if config is None or splits is None else config.parent.name,
     )
     kept, root = VideoChoice(video.value), runs_dir / EVALUATIONS_FOLDER
@@ -317,6 +320,22 @@ def warn_of_training_states(
             reporter.message(f"A run was trained on {seen} of the {total} initial states it is measured on", "warning")
 
 
+def followed_as(
+    protocol: Protocol, resolved: ResolvedConfig, states: Mapping[int, Sequence[int]], seeds: tuple[int, ...]
+) -> str:
+    """What to call a protocol that was followed but for some values, for example ``"rlinf but for seed, states"``."""
+    from vlacoach.runs.resolve import flatten
+
+    used = flatten(resolved.config)
+    suite = resolved.config.env.suite
+    changed = [key for key, value in protocol.settings(suite).items() if key != "seed" and used[key] != value]
+    if protocol.seed is not None and seeds != (protocol.seed,):
+        changed.append("seed")
+    if any(tuple(chosen) != protocol.states for chosen in states.values()):
+        changed.append("states")
+    return protocol.name if not changed else f"{protocol.name} but for {', '.join(changed)}"
+
+
 def refuse_other_states(resolved: ResolvedConfig) -> None:
     """Refuse to set the states of a run's splits: they are what they were when it was trained.
 
@@ -344,50 +363,3 @@ def trained(reference: str, runs_dir: Path, checkpoint: str) -> tuple[Path, Path
 
     folder = RunFolder.open(reference, runs_dir)
     return folder.path / CONFIG_FILE, folder.checkpoints.named(checkpoint)
-
-
-@dataclass(frozen=True)
-class Rival:
-    """The policy to compare with.
-
-    Attributes:
-        config: The evaluation's configuration, with this policy in it.
-        label: What it is called: as it was given, or its run's folder.
-        checkpoint: Checkpoint folder of its run, or None.
-        splits: Manifest of its run, or None.
-    """
-
-    config: TrainConfig
-    label: str
-    checkpoint: Path | None = None
-    splits: Splits | None = None
-
-
-def rival_of(reference: str, runs_dir: Path, config: TrainConfig) -> Rival:
-    """Find what ``--compare`` names: a policy that is built in, a folder, a run, or a Hub id, in this order.
-
-    Raises:
-        VlacoachError: It is a run that cannot be read.
-    """
-    from vlacoach.policies.source import BUILT_IN
-    from vlacoach.runs.constants import LAST_LINK, RUN_FILE
-    from vlacoach.runs.finding import find_run
-    from vlacoach.runs.folder import RunFolder
-    from vlacoach.runs.splits import read_splits
-
-    folder = Path(reference)
-    is_policy = reference in BUILT_IN or (folder.is_dir() and not (folder / RUN_FILE).is_file())
-    if not is_policy:
-        try:
-            path = find_run(reference, runs_dir)
-        except RunError:
-            is_policy = "/" in reference
-            if not is_policy:
-                raise
-    if is_policy:
-        policy = config.policy.model_copy(update={"path": reference, "adapter": None, "revision": None})
-        return Rival(config.model_copy(update={"policy": policy}), reference)
-    run = RunFolder.open(str(path))
-    checkpoint = run.checkpoints.named(LAST_LINK)
-    settings = config.model_copy(update={"policy": run.config().policy})
-    return Rival(settings, run.path.name, checkpoint, read_splits(run))
