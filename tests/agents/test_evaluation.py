@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -115,7 +116,7 @@ def test_a_split_follows_the_configuration(policy: VLAPolicy, tmp_path: Path):
     videos, watcher = VideoRecorder(tmp_path), Watcher()
     result = evaluate_split(policy, ToyEnvs(4), config, [4, 5, 6], "held-out", watcher, videos=videos)
     assert watcher.stages == [("evaluation (held-out states)", 8)]
-    assert (result.suite, result.split, result.policy, result.seed) == ("toy", "held-out", "toy", 3)
+    assert (result.suite, result.split, result.policy, result.seeds) == ("toy", "held-out", "toy", (3,))
     assert [(task.task, task.name, task.states) for task in result.tasks] == [
         (task.index, task.instruction, (4, 5, 6, 4)) for task in TOY_SUITE.tasks
     ]
@@ -159,3 +160,17 @@ def test_pictures_are_rendered_as_the_policy_knows_them(settings, profile, monke
     monkeypatch.setattr(evaluation, "LiberoVectorEnv", lambda **options: asked.update(options))
     make_envs(TrainConfig.model_validate({"env": settings}), load_policy("tiny"))
     assert asked["render_profile"] == profile
+
+
+def test_a_result_names_the_protocol_and_every_value_that_was_used(policy: VLAPolicy):
+    config = toy_config(env={"settle_steps": 15}, evaluation={"trials": 1, "temperature": 1.6}, seed=3)
+    result = evaluate_split(policy, ToyEnvs(4), config, [4], "protocol", protocol="rlinf")
+    written = result.to_json()
+    assert written["protocol"] == "rlinf"
+    assert written["settings"]["env.settle_steps"] == 15
+    assert written["settings"]["evaluation.temperature"] == 1.6
+    # What was left open is filled in.
+    assert written["settings"]["env.image_size"] == policy.image_size
+    assert written["settings"]["env.max_steps"] == 120
+    assert written["settings"]["env.cameras"] == ["agentview"]
+    assert type(result).from_json(json.loads(json.dumps(written))) == result

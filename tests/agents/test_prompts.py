@@ -55,3 +55,11 @@ def test_tasks_take_turns(count: int):
 def test_nothing_to_train_on_is_an_error(tasks: list[int], states: list[int]):
     with pytest.raises(ConfigError, match="no task or no initial state"):
         PromptSampler(tasks, states, seed=0)
+
+
+def test_states_that_are_held_out_are_never_dealt_however_often_they_are_dealt_anew():
+    sampler = PromptSampler([0, 1], range(7), seed=3, held_out=range(7, 12))
+    dealt = {prompt.init_state for prompt in sampler.draw(0, 2 * 7 * 20)}
+    assert dealt == set(range(7))
+    with pytest.raises(ConfigError, match="initial states 5,6 of its evaluation"):
+        PromptSampler([0, 1], range(7), seed=3, held_out=(5, 6, 9))

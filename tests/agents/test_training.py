@@ -17,7 +17,7 @@ from toy_envs import ToyEnvs, toy_config, toy_policy
 
 from vlacoach.agents import training
 from vlacoach.agents.training import build_scorer, train
-from vlacoach.errors import CheckpointError, ConfigError
+from vlacoach.errors import CheckpointError, ConfigError, RunError
 from vlacoach.rewards import registry
 from vlacoach.rewards.scorers import Scorer
 from vlacoach.rewards.siglip import SiglipScorer
@@ -27,6 +27,7 @@ from vlacoach.runs.config import TrainConfig
 from vlacoach.runs.folder import RunFolder
 from vlacoach.runs.reporting import NullReporter
 from vlacoach.runs.results import TrainResult, read_comparisons
+from vlacoach.runs.splits import read_splits
 
 
 class Watcher(NullReporter):
@@ -246,6 +247,29 @@ def test_a_signal_before_the_first_update_keeps_the_baseline(worlds: list[ToyEnv
     result = resume(tmp_path / "parts", config, again)
     assert again.stages[0] == "rollout"
     assert_same_run(run(tmp_path / "whole", config), result)
+
+
+def test_a_resumed_run_keeps_to_the_states_it_began_with(worlds: list[ToyEnvs], base: Path, tmp_path: Path):
+    config = settings(base, updates=2)
+    result = run(tmp_path, config)
+    manifest = read_splits(RunFolder(result.run))
+    assert manifest.states("train") == {0: tuple(range(15)), 1: tuple(range(15))}
+    assert manifest.states("held-out") == {0: tuple(range(30, 35)), 1: tuple(range(30, 35))}
+    # Somebody has edited config.yaml meanwhile: what was trained on would be called held out.
+    with pytest.raises(ConfigError, match="other tasks or initial states"):
+        resume(tmp_path, settings(base, 3, env={"states": "5-14"}, evaluation={"states": "0-4"}))
+    (result.run / "splits.json").unlink()
+    with pytest.raises(RunError, match="is gone"):
+        resume(tmp_path, config)
+
+
+def test_a_configuration_that_went_around_its_checks_still_trains_on_no_evaluation_state(
+    worlds: list[ToyEnvs], base: Path, tmp_path: Path
+):
+    config = settings(base)
+    overlapping = config.model_copy(update={"env": config.env.model_copy(update={"states": tuple(range(32))})})
+    with pytest.raises(ConfigError, match=r"would be trained on the initial states 30,31 of its evaluation"):
+        run(tmp_path, overlapping)
 
 
 def test_a_loss_in_the_baseline_starts_it_again(worlds: list[ToyEnvs], base: Path, tmp_path: Path):

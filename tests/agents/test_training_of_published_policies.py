@@ -11,7 +11,8 @@ from openvla_folders import OFT, PLAIN, oracle_folder
 from peft import PeftModel
 from typer.testing import CliRunner
 
-from vlacoach.agents.evaluation import evaluate_config, load_trained
+from vlacoach.agents.evaluation import load_trained
+from vlacoach.agents.measuring import Measurement, measure
 from vlacoach.agents.training import train
 from vlacoach.cli.main import app
 from vlacoach.errors import CheckpointError, ExitCode
@@ -21,6 +22,7 @@ from vlacoach.rewards.scorers import Scorer
 from vlacoach.runs.config import TrainConfig
 from vlacoach.runs.folder import RunFolder
 from vlacoach.runs.reporting import NullReporter
+from vlacoach.runs.results import EvaluationResult
 
 pytest.importorskip("bitsandbytes")
 pytestmark = pytest.mark.sim
@@ -134,10 +136,16 @@ def test_openvla_itself_is_trained_token_by_token(tmp_path: Path):
     assert line["train/gradient_norm"] > 0
 
 
-def test_the_l1_head_is_evaluated_with_both_cameras_and_proprioception():
-    config, listener = config_of(OFT), Listener()
-    result = evaluate_config(config, (30,), "held-out", reporter=listener)
-    assert (result.episodes, listener.messages) == (1, [])
+def measured(config: TrainConfig, folder: Path) -> tuple[EvaluationResult, list[str]]:
+    listener = Listener()
+    result, _ = measure(Measurement(config, (30,), "held-out", (0,)), folder, reporter=listener)
+    return result, [said for said in listener.messages if not said.startswith("Evaluation folder")]
+
+
+def test_the_l1_head_is_evaluated_with_both_cameras_and_proprioception(tmp_path: Path):
+    config = config_of(OFT)
+    result, messages = measured(config, tmp_path)
+    assert (result.episodes, messages) == (1, [])
     policy = load_trained(config)
     assert (policy.config.head, policy.cameras) == ("oft-l1", ("agentview", "robot0_eye_in_hand"))
     assert policy.config.proprio_dim == 8
@@ -145,11 +153,10 @@ def test_the_l1_head_is_evaluated_with_both_cameras_and_proprioception():
         policy.require_tokens()
 
 
-def test_an_evaluation_of_tokens_says_that_the_l1_head_is_left_aside():
-    config, listener = config_of(OFT), Listener()
+def test_an_evaluation_of_tokens_says_that_the_l1_head_is_left_aside(tmp_path: Path):
+    config = config_of(OFT)
     policy = config.policy.model_copy(update={"head": "oft-discrete"})
-    evaluate_config(config.model_copy(update={"policy": policy}), (30,), "held-out", reporter=listener)
-    (said,) = listener.messages
+    _, (said,) = measured(config.model_copy(update={"policy": policy}), tmp_path)
     assert "L1 action head, which is not used" in said
 
 

@@ -13,7 +13,7 @@ from vlacoach.runs.results import EvaluationResult, TaskResult, TrainResult, com
 
 def evaluation(success):
     task = TaskResult(3, "open the [top] drawer", tuple(range(30, 34)), tuple(success), (80,) * 4)
-    return EvaluationResult("libero_goal", "held-out", "tiny", 1.0, 0, (task,), 1.5)
+    return EvaluationResult("libero_goal", "held-out", "tiny", 1.0, (0,), (task,), 1.5)
 
 
 @pytest.fixture

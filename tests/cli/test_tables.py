@@ -15,7 +15,7 @@ def result(*successes, states=tuple(range(30, 40))):
         TaskResult(task, f"task number {task}", states, (True,) * count + (False,) * (10 - count), (50,) * 10)
         for task, count in enumerate(successes)
     )
-    return EvaluationResult("libero_goal", "held-out", "tiny", 0.0, 0, tasks, 2.0)
+    return EvaluationResult("libero_goal", "held-out", "tiny", 0.0, (0,), tasks, 2.0)
 
 
 def text(table):
@@ -39,7 +39,7 @@ def test_comparison_table_has_tasks_overall_change_and_p_value():
 
 
 def test_empty_task_is_a_dash():
-    empty = EvaluationResult("s", "all", "tiny", 1.0, 0, (TaskResult(0, "x", (), (), ()),), 0.0)
+    empty = EvaluationResult("s", "all", "tiny", 1.0, (0,), (TaskResult(0, "x", (), (), ()),), 0.0)
     assert " - " in text(evaluation_table(empty))
 
 
@@ -64,7 +64,7 @@ def test_episodes_are_sorted_by_task_in_their_order():
 
     made = EvaluationResult.from_episodes(
         [Episode(1, 5, True), Episode(0, 7, False), Episode(1, 4, False)], {0: "a", 1: "b"},
-        suite="s", split="all", policy="p", temperature=1.0, seed=0, seconds=1.0,
+        suite="s", split="all", policy="p", temperature=1.0, seeds=(0,), seconds=1.0,
     )  # fmt: skip
     assert [(task.name, task.states, task.success) for task in made.tasks] == [
         ("a", (7,), (False,)),

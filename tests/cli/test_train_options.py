@@ -6,7 +6,7 @@ from importlib import metadata
 
 import pytest
 
-from vlacoach.cli.eval import Split, states_of
+from vlacoach.cli.eval import Split, chosen_states
 from vlacoach.cli.train import _resume
 from vlacoach.runs.checkpoints import CheckpointStore
 from vlacoach.runs.config import TrainConfig
@@ -125,9 +125,10 @@ def test_eval_of_a_missing_or_damaged_checkpoint(invoke, run):
 
 def test_splits():
     config = TrainConfig()
-    assert states_of(config, Split.HELD_OUT) == tuple(range(30, 50))
-    assert states_of(config, Split.TRAIN) == tuple(range(30))
-    assert states_of(config, Split.ALL) == tuple(range(50))
+    tasks = config.env.tasks
+    assert chosen_states(config, None) == (dict.fromkeys(tasks, tuple(range(30, 50))), "held-out")
+    assert chosen_states(config, Split.TRAIN) == (dict.fromkeys(tasks, tuple(range(30))), "train")
+    assert chosen_states(config, Split.ALL) == (dict.fromkeys(tasks, tuple(range(50))), "all")
 
 
 def test_sft_without_demonstrations(invoke):

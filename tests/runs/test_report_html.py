@@ -48,7 +48,7 @@ class Page(HTMLParser):
 
 def evaluation(success, name):
     task = TaskResult(3, name, tuple(range(30, 34)), tuple(success), (80,) * 4)
-    return EvaluationResult("libero_goal", "held-out", "tiny", 1.0, 0, (task,), 1.5)
+    return EvaluationResult("libero_goal", "held-out", "tiny", 1.0, (0,), (task,), 1.5)
 
 
 @pytest.fixture

@@ -9,6 +9,8 @@ import pytest
 
 from vlacoach.runs.statistics import (
     Interval,
+    cluster_bootstrap,
+    clustered_difference,
     mcnemar_exact,
     moving_average,
     paired_difference,
@@ -124,3 +126,60 @@ def test_moving_average_has_no_bias_at_its_start():
     averages = moving_average([math.nan, 1.0, math.nan], 0.9)
     assert math.isnan(averages[0])
     np.testing.assert_allclose(averages[1:], 1.0)
+
+
+def binomial_quantile(n, p, q):
+    total = 0.0
+    for k in range(n + 1):
+        total += math.comb(n, k) * p**k * (1 - p) ** (n - k)
+        if total >= q:
+            return k
+    return n
+
+
+@pytest.mark.parametrize(("n", "k"), [(20, 6), (50, 25), (100, 90)])
+def test_the_bootstrap_of_single_episodes_is_the_binomial(n, k):
+    # Drawing n of n with replacement, of which k succeed, is n draws with probability k / n.
+    interval = cluster_bootstrap([1] * k + [0] * (n - k), range(n), [0] * n)
+    assert interval.low == pytest.approx(binomial_quantile(n, k / n, 0.025) / n, abs=1.01 / n)
+    assert interval.high == pytest.approx(binomial_quantile(n, k / n, 0.975) / n, abs=1.01 / n)
+
+
+def test_copies_of_an_episode_narrow_nothing():
+    values, states = np.array([1, 0, 1, 1, 0, 0, 0, 1]), np.arange(8)
+    once = cluster_bootstrap(values, states, np.zeros(8))
+    thrice = cluster_bootstrap(np.repeat(values, 3), np.repeat(states, 3), np.zeros(24))
+    assert (thrice.low, thrice.high) == pytest.approx((once.low, once.high))
+    apart = cluster_bootstrap(np.repeat(values, 3), np.arange(24), np.zeros(24))
+    assert apart.high - apart.low < 0.7 * (once.high - once.low)
+
+
+def test_tasks_are_not_drawn():
+    # All that differs is the task: drawing within tasks changes nothing.
+    interval = cluster_bootstrap([1] * 5 + [0] * 5, [*range(5)] * 2, [0] * 5 + [1] * 5)
+    assert interval == Interval(0.5, 0.5)
+    assert cluster_bootstrap([1] * 5 + [0] * 5, range(10), [0] * 10).low < 0.4
+
+
+def test_one_pair_a_cluster_is_mcnemar():
+    before, after = table(5, 8, 2, 4)
+    found = clustered_difference(before, after, range(19), [0] * 19)
+    assert (found.clusters, found.improved, found.worsened) == (19, 8, 2)
+    assert found.p_value == mcnemar_exact(8, 2)
+    assert found.interval.low < 6 / 19 < found.interval.high
+
+
+def test_states_of_different_tasks_are_different_clusters_and_count_once():
+    # Task 0: state 3 gains twice; task 1: state 3 loses once and gains once, state 4 loses.
+    before = [False, False, True, False, True]
+    after = [True, True, False, True, False]
+    found = clustered_difference(before, after, [3, 3, 3, 3, 4], [0, 0, 1, 1, 1])
+    assert (found.clusters, found.improved, found.worsened, found.p_value) == (3, 1, 1, 1.0)
+
+
+@pytest.mark.parametrize(
+    "args", [([], [], []), ([1, 0], [1], [0, 0]), ([1, 0], [1, 2], [0]), ([1], [1], [0], 1.5), ([[1]], [[1]], [[1]])]
+)
+def test_the_bootstrap_refuses_nonsense(args):
+    with pytest.raises(ValueError, match=r"N > 0|confidence"):
+        cluster_bootstrap(*args)

@@ -11,7 +11,7 @@ def episodes(step, task, *successes, valid=True):
 
 def evaluation(*tasks):
     results = tuple(TaskResult(task, name, (30, 31), success, (9, 9)) for task, name, success in tasks)
-    return EvaluationResult("libero_goal", "held-out", "tiny", 1.0, 0, results, 1.0)
+    return EvaluationResult("libero_goal", "held-out", "tiny", 1.0, (0,), results, 1.0)
 
 
 def test_first_and_last_updates_and_held_out_states_by_task():

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from vlacoach.agents.evaluation_settings import render_profile, used_settings
+from vlacoach.agents.keeping import EpisodeKeeper
 from vlacoach.agents.micro_batch import choose_micro_batch
 from vlacoach.agents.prompts import Prompt
 from vlacoach.agents.rollout import ChunkEnvs, Job, collect
@@ -25,6 +28,7 @@ from vlacoach.policies.source import BUILT_IN
 from vlacoach.rewards.trajectory import Trajectory
 from vlacoach.runs.config import TrainConfig
 from vlacoach.runs.constants import ADAPTER_FOLDER, POLICY_FOLDER, STAGE_EVALUATION
+from vlacoach.runs.evaluations import Played
 from vlacoach.runs.reporting import NullReporter, Reporter
 from vlacoach.runs.results import EvaluationResult
 
@@ -48,9 +52,14 @@ class EpisodeResult:
     length: int
 
 
-def evaluation_plan(tasks: Sequence[int], states: Sequence[int], trials: int) -> list[Prompt]:
+States = Sequence[int] | Mapping[int, Sequence[int]]
+"""Initial states: the same of every task, or those of each."""
+
+
+def evaluation_plan(tasks: Sequence[int], states: States, trials: int) -> list[Prompt]:
     """``trials`` episodes a task, its states in turn."""
-    return [Prompt(task, states[trial % len(states)]) for task in tasks for trial in range(trials)]
+    of_task = states if isinstance(states, Mapping) else dict.fromkeys(tasks, states)
+    return [Prompt(task, of_task[task][trial % len(of_task[task])]) for task in tasks for trial in range(trials)]
 
 
 def evaluate(
@@ -62,6 +71,8 @@ def evaluate(
     reporter: Reporter | None = None,
     on_pictures: Callable[[int, Any], None] | None = None,
     on_look: Callable[[], None] | None = None,
+    on_episode: Callable[[Trajectory], None] | None = None,
+    played: Mapping[int, Played] | None = None,
 ) -> list[EpisodeResult]:
     """Play a plan.
 
@@ -77,6 +88,8 @@ def evaluate(
         reporter: Shows progress.
         on_pictures: See :func:`vlacoach.agents.rollout.collect`; slots are the plan's episodes.
         on_look: Called once per round of the worlds.
+        on_episode: Called with each episode that ended, valid or not; its slot is its number in the plan.
+        played: Outcomes that are known already, by number in the plan; these episodes are not played.
 
     Returns:
         One outcome an episode, in the order of the plan.
@@ -85,29 +98,34 @@ def evaluate(
         SimulatorError: A simulation broke down in every attempt.
     """
     reporter = reporter or NullReporter()
-    won = played = 0
+    outcomes = dict(played or {})
+    count, won = len(outcomes), sum(outcome.success for outcome in outcomes.values())
+    if count:
+        reporter.advance(count, success=won / count)
 
-    def show(trajectory: Trajectory) -> None:
-        nonlocal won, played
-        won, played = won + trajectory.success, played + 1
-        reporter.advance(1, success=won / played)
+    def ended(trajectory: Trajectory) -> None:
+        nonlocal won, count
+        won, count = won + trajectory.success, count + 1
+        if trajectory.valid:
+            outcomes[trajectory.slot] = Played(trajectory.success, trajectory.length)
+        if on_episode is not None:
+            on_episode(trajectory)
+        reporter.advance(1, success=won / count)
 
-    outcomes: dict[int, Trajectory] = {}
-    todo = list(range(len(plan)))
+    todo = [i for i in range(len(plan)) if i not in outcomes]
     for attempt in range(3):
         jobs = [Job(i, i, plan[i], torch_generator(seed, Stream.EVALUATION, i, attempt)) for i in todo]
-        played_now = collect(
+        collect(
             policy,
             envs,
             jobs,
             temperature,
             keep_features=False,
-            on_episode=show,
+            on_episode=ended,
             on_pictures=on_pictures,
             on_look=on_look,
         )
-        outcomes |= {trajectory.slot: trajectory for trajectory in played_now}
-        todo = [i for i in todo if not outcomes[i].valid]
+        todo = [i for i in todo if i not in outcomes]
         if not todo:
             break
     else:
@@ -129,12 +147,16 @@ def evaluate_split(
     policy: VLAPolicy,
     envs: LiberoVectorEnv,
     config: TrainConfig,
-    states: Sequence[int],
+    states: States,
     split: str,
     reporter: Reporter | None = None,
     on_look: Callable[[], None] | None = None,
     videos: VideoRecorder | None = None,
     on_pictures: Callable[[Prompt, int, Any], None] | None = None,
+    protocol: str | None = None,
+    seeds: Sequence[int] | None = None,
+    keeper: EpisodeKeeper | None = None,
+    label: str | None = None,
 ) -> EvaluationResult:
     """Evaluate a policy as a configuration says, on some initial states.
 
@@ -143,27 +165,50 @@ def evaluate_split(
         envs: Vector environment of the configuration's suite.
         config: Says which tasks, how many trials, at which temperature, and with which seed.
         states: Initial states, taken in turn.
-        split: What these states are called: ``"held-out"``, ``"train"`` or ``"all"``.
+        split: What these states are called: ``"held-out"``, ``"train"``, ``"all"``, or ``"protocol"``.
         reporter: Shows progress.
         on_look: Called once per round of the worlds.
         videos: Records the first episode of each task.
         on_pictures: Called with the prompt of an episode, its number, and each of its pictures (H, W, 3) uint8.
+        protocol: Name of the protocol that the configuration follows, for the record.
+        seeds: Seeds, each of which plays the whole plan; None is the configuration's.
+        keeper: Keeps each episode as it ends, and knows those that are not to be played again.
+        label: What the policy is called in the result; None is its name.
     """
     reporter = reporter or NullReporter()
     tasks = envs.suite.select(config.env.tasks)
     plan = evaluation_plan([task.index for task in tasks], states, config.evaluation.trials)
-    reporter.stage(f"{STAGE_EVALUATION} ({split} states)", len(plan))
+    seeds = (config.seed,) if seeds is None else tuple(seeds)
+    reporter.stage(f"{STAGE_EVALUATION} ({split} states)", len(plan) * len(seeds))
     started = time.perf_counter()
     record = None if videos is None else videos.watch(plan, {task.index: task.name for task in tasks})
 
-    def show(number: int, picture: Any) -> None:
-        if record is not None:
+    def show(seed: int, number: int, picture: Any) -> None:
+        if keeper is not None:
+            keeper.look(seed, number, plan[number], picture)
+        if record is not None and seed == seeds[0]:
             record(number, picture)
         if on_pictures is not None:
             on_pictures(plan[number], number, picture)
 
-    temperature = config.evaluation.temperature
-    episodes = evaluate(policy, envs, plan, temperature, config.seed, reporter, on_pictures=show, on_look=on_look)
+    def end(seed: int, trajectory: Trajectory) -> None:
+        if keeper is not None:
+            keeper.ended(seed, trajectory.slot, trajectory)
+
+    temperature, episodes = config.evaluation.temperature, []
+    for seed in seeds:
+        episodes += evaluate(
+            policy,
+            envs,
+            plan,
+            temperature,
+            seed,
+            reporter,
+            on_pictures=partial(show, seed),
+            on_look=on_look,
+            on_episode=partial(end, seed),
+            played=None if keeper is None else keeper.played(seed, plan),
+        )
     if videos is not None:
         videos.write()
     return EvaluationResult.from_episodes(
@@ -171,10 +216,12 @@ def evaluate_split(
         {task.index: task.instruction for task in tasks},
         suite=envs.suite.name,
         split=split,
-        policy=policy.name,
+        policy=label or policy.name,
         temperature=temperature,
-        seed=config.seed,
-        seconds=time.perf_counter() - started,
+        seeds=seeds,
+        seconds=time.perf_counter() - started if keeper is None else keeper.seconds,
+        protocol=protocol,
+        settings=used_settings(config, policy, envs.suite.max_steps),
     )
 
 
@@ -188,7 +235,7 @@ def make_envs(config: TrainConfig, policy: VLAPolicy) -> LiberoVectorEnv:
         chunk_size=policy.chunk_size,
         cameras=policy.cameras if env.cameras == "policy" else env.cameras,
         image_size=policy.image_size if env.image_size == "policy" else env.image_size,
-        render_profile=policy.config.render_profile if env.render_profile == "policy" else env.render_profile,
+        render_profile=render_profile(config, policy),
         max_steps=env.max_steps,
         settle_steps=env.settle_steps,
         exact=env.exact,
@@ -302,32 +349,3 @@ def _device(config: TrainConfig) -> str:
             "Leave it at auto, or check the driver with nvidia-smi and torch's build with vlacoach doctor.",
         )
     return wanted
-
-
-def evaluate_config(
-    config: TrainConfig,
-    states: Sequence[int],
-    split: str,
-    adapter: Path | None = None,
-    reporter: Reporter | None = None,
-    video: Path | None = None,
-) -> EvaluationResult:
-    """Load a policy, evaluate it, and clean up; what ``vlacoach eval`` does.
-
-    Args:
-        config: Names policy, suite, and protocol.
-        states: Initial states.
-        split: What they are called.
-        adapter: Checkpoint folder of a run, or None.
-        reporter: Shows progress.
-        video: Folder for a video of the first episode of each task, or None.
-    """
-    policy = load_trained(config, adapter)
-    if reporter is not None and policy.remark is not None:
-        reporter.message(policy.remark, "warning")
-    envs = make_envs(config, policy)
-    try:
-        videos = None if video is None else VideoRecorder(video)
-        return evaluate_split(policy, envs, config, states, split, reporter, videos=videos)
-    finally:
-        envs.close()

@@ -121,7 +121,9 @@ class GRPOAgent:
         self._take_parameters()
         self.micro_batch = choose_micro_batch(self.config, policy.config, policy.quantization, policy.device)
         tasks = range(num_tasks) if self.config.env.tasks is None else self.config.env.tasks
-        self.prompts = PromptSampler(tuple(tasks), self.config.env.states, self.config.seed)
+        self.prompts = PromptSampler(
+            tuple(tasks), self.config.env.states, self.config.seed, held_out=self.config.evaluation.states
+        )
         banked = self.config.reward.reference == "bank" and scorer.compares
         self.bank = ReferenceBank(self.config.reward.bank_size) if banked else None
         self.on_rollout: Callable[[list[Trajectory]], None] = lambda trajectories: None

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from vlacoach.agents.seeding import Stream, numpy_generator
 from vlacoach.errors import ConfigError
+from vlacoach.runs.indices import format_indices
 
 
 @dataclass(frozen=True)
@@ -33,11 +34,20 @@ class PromptSampler:
         tasks: Indices of the tasks.
         states: Indices of the initial states.
         seed: Seed of the order.
+        held_out: Initial states that are measured on, and so must not be dealt.
+
+    Raises:
+        ConfigError: There is nothing to deal, or a state is held out.
     """
 
-    def __init__(self, tasks: Sequence[int], states: Sequence[int], seed: int) -> None:
+    def __init__(self, tasks: Sequence[int], states: Sequence[int], seed: int, held_out: Collection[int] = ()) -> None:
         if not tasks or not states:
             raise ConfigError("There is no task or no initial state to train on.", "Give at least one of each.")
+        if shared := set(states) & set(held_out):
+            raise ConfigError(
+                f"Training would use the initial states {format_indices(shared)} of its evaluation.",
+                "Change env.states or evaluation.states.",
+            )
         self.tasks = tuple(tasks)
         self.states = tuple(states)
         self._seed = seed

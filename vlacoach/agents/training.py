@@ -21,6 +21,7 @@ from vlacoach.runs.files import replace_text
 from vlacoach.runs.heartbeat import RunReporter
 from vlacoach.runs.report import write_learning_curve
 from vlacoach.runs.results import Comparison, EvaluationResult, TrainResult, compare, read_baseline, write_results
+from vlacoach.runs.splits import HELD_OUT, TRAIN, Splits, require_same_splits, write_splits
 from vlacoach.runs.stopping import GracefulStop
 from vlacoach.runs.system import SystemSampler
 
@@ -35,8 +36,6 @@ if TYPE_CHECKING:
     from vlacoach.runs.config import RewardConfig, TrainConfig
     from vlacoach.runs.folder import RunFolder
     from vlacoach.runs.reporting import Reporter
-
-HELD_OUT, TRAIN = "held-out", "train"
 
 
 def train(config: TrainConfig, folder: RunFolder, reporter: Reporter, resume: bool = False) -> TrainResult:
@@ -92,6 +91,7 @@ class TrainingRun:
         self.envs = make_envs(config, self.policy)
         try:
             tasks = self.envs.suite.select(config.env.tasks)
+            self._splits = Splits.of_config(config, [task.index for task in tasks])
             folder.update_info(tasks={task.index: task.instruction for task in tasks})
             self.agent = GRPOAgent(self.policy, self.envs, scorer, config, folder, reporter)
         except BaseException:
@@ -120,8 +120,10 @@ class TrainingRun:
     def run(self, resume: bool) -> TrainResult:
         """Evaluate, train, evaluate, report."""
         if resume:
+            require_same_splits(self.folder, self._splits)
             self._resume()
         else:
+            write_splits(self.folder, self._splits)
             # Before anything that takes time, so that there is always something to resume.
             self._checkpoint()
         before = self._baseline()

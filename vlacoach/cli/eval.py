@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -25,8 +27,39 @@ from vlacoach.errors import ConfigError
 
 if TYPE_CHECKING:
     from vlacoach.runs.config import TrainConfig
+    from vlacoach.runs.protocols import Protocol
+    from vlacoach.runs.reporting import Reporter
+    from vlacoach.runs.resolve import ResolvedConfig
+    from vlacoach.runs.results import Comparison, EvaluationResult
+    from vlacoach.runs.splits import Splits
+
+EVALUATIONS_FOLDER = "evaluations"
+"""Within the folder of runs."""
+
+COMPARED_FOLDER = "compared"
+"""Within --out: the policy that was compared with."""
+
+COMPARISON_FILE = "comparison.json"
 
 _WHAT, _HOW = "What to evaluate", "How to evaluate"
+
+
+class ProtocolChoice(str, Enum):
+    """Whose way of evaluating; see :mod:`vlacoach.runs.protocols`."""
+
+    OPENVLA = "openvla"
+    OPENVLA_OFT = "openvla-oft"
+    LEROBOT = "lerobot"
+    RLINF = "rlinf"
+    SIMPLEVLA = "simplevla"
+
+
+class KeepVideos(str, Enum):
+    """Which episodes are kept as videos."""
+
+    ALL = "all"
+    FAILURES = "failures"
+    NONE = "none"
 
 
 class Split(str, Enum):
@@ -56,9 +89,22 @@ def evaluate_command(
     tasks: Annotated[
         str | None, typer.Option("--tasks", help='Tasks, such as "1,4,8" or "0-3".', rich_help_panel=_HOW)
     ] = None,
+    protocol: Annotated[
+        ProtocolChoice | None,
+        typer.Option(
+            "--protocol",
+            help="Evaluate as others do: step limits, pictures, decoding, states, seed. What you set yourself wins.",
+            rich_help_panel=_HOW,
+        ),
+    ] = None,
+    describe: Annotated[
+        bool,
+        typer.Option("--describe", help="Show how protocols differ, and evaluate nothing.", rich_help_panel=_HOW),
+    ] = False,
     split: Annotated[
-        Split, typer.Option("--split", help="Which initial states.", rich_help_panel=_HOW)
-    ] = Split.HELD_OUT,
+        Split | None,
+        typer.Option("--split", help="Which initial states; held-out, or the protocol's own.", rich_help_panel=_HOW),
+    ] = None,
     trials: Annotated[
         int | None, typer.Option("--trials", help="Episodes for each task.", rich_help_panel=_HOW)
     ] = None,
@@ -72,35 +118,72 @@ def evaluate_command(
     sets: Sets = None,
     seed: Seed = None,
     runs_dir: RunsDir = DEFAULT_RUNS_DIR,
+    compare: Annotated[
+        str | None,
+        typer.Option(
+            "--compare",
+            metavar="RUN_OR_POLICY",
+            help="Play the same episodes with another policy too, and show the paired difference.",
+            rich_help_panel=_WHAT,
+        ),
+    ] = None,
+    seeds: Annotated[
+        str | None,
+        typer.Option("--seeds", help='Play everything once for each, such as "0,1,2".', rich_help_panel=_HOW),
+    ] = None,
     video: Annotated[
-        Path | None,
-        typer.Option("--video", metavar="FOLDER", help="Save one episode of each task here.", rich_help_panel=OUTPUT),
-    ] = None,
+        KeepVideos, typer.Option("--video", help="Episodes to keep as videos.", rich_help_panel=OUTPUT)
+    ] = KeepVideos.NONE,
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="FILE", help="Also write the JSON here.", rich_help_panel=OUTPUT)
+        Path | None,
+        typer.Option(
+            "--out",
+            metavar="FOLDER",
+            help="Folder of the evaluation; else one named after its settings, beside the runs.",
+            rich_help_panel=OUTPUT,
+        ),
     ] = None,
+    fresh: Annotated[
+        bool,
+        typer.Option("--fresh", help="Throw away episodes of an earlier evaluation there.", rich_help_panel=OUTPUT),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Measure the success rate of a policy, for each task and overall, with intervals.
+
+    An evaluation that was interrupted goes on where it stopped when the same command is given again.
 
     For example:
 
       vlacoach eval --suite libero_goal
 
       vlacoach eval --run latest --split all --trials 50 --json
+
+      vlacoach eval --run latest --compare tiny --seeds 0,1,2
+
+      vlacoach eval --protocol openvla-oft --describe
     """  # fmt: skip
     from vlacoach.cli.checks import check_names
     from vlacoach.cli.progress import reporting
+    from vlacoach.cli.rival import rival_of
+    from vlacoach.runs.folder import RunFolder
+    from vlacoach.runs.protocols import get_protocol
     from vlacoach.runs.resolve import Flag, resolve_config
     from vlacoach.runs.results import write_results
+    from vlacoach.runs.splits import read_splits
 
+    if describe:
+        show_protocols(protocol, as_json)
+        return
     if run is not None and policy is not None:
         raise ConfigError("--run and --policy name two policies.", "Give one of them.")
     if run is not None and config is not None:
         raise ConfigError("--run brings its own configuration.", "Leave out --config.")
     adapter: Path | None = None
+    splits: Splits | None = None
     if run is not None:
         config, adapter = trained(run, runs_dir, checkpoint)
+        splits = read_splits(RunFolder(config.parent))
     flags = [
         Flag("--policy", "policy.path", policy),
         Flag("--suite", "env.suite", suite),
@@ -112,31 +195,160 @@ def evaluate_command(
         Flag("--unnorm-key", "policy.unnorm_key", unnorm_key),
         Flag("--seed", "seed", seed),
     ]
-    settings = resolve_config(config, sets or (), flags).config
+    resolved = resolve_config(config, sets or (), flags)
+    if splits is not None:
+        refuse_other_states(resolved)
+    settings = resolved.config
+    followed = None if protocol is None else get_protocol(protocol.value)
+    if followed is not None:
+        origin = f"--protocol {followed.name}"
+        preset = [Flag(origin, key, value) for key, value in followed.settings(settings.env.suite).items()]
+        resolved = resolve_config(config, sets or (), flags, preset=preset)
+        settings = resolved.config
     check_names(settings)
-    from vlacoach.agents.evaluation import evaluate_config
+    states, named = chosen_states(settings, split, followed, splits)
+    rival = None if compare is None else rival_of(compare, runs_dir, settings)
+    from vlacoach.agents.episode_videos import VideoChoice
+    from vlacoach.agents.measuring import Measurement, measure
+    from vlacoach.runs.results import compare as paired
 
+    played_seeds = chosen_seeds(seeds, seed, settings)
+    wanted = Measurement(
+        settings,
+        states,
+        named,
+        played_seeds,
+        checkpoint=adapter,
+        protocol=None if followed is None else followed_as(followed, resolved, states, played_seeds),
+        label=settings.policy.path if config is None or splits is None else config.parent.name,
+    )
+    kept, root = VideoChoice(video.value), runs_dir / EVALUATIONS_FOLDER
     with reporting(narration(), verbosity(context).quiet) as reporter:
-        result = evaluate_config(
-            settings, states_of(settings, split), split.value, adapter=adapter, reporter=reporter, video=video
-        )
-    if out is not None:
-        write_results(result, out)
+        warn_of_training_states(reporter, [splits, None if rival is None else rival.splits], settings, states)
+        result, folder = measure(wanted, root, out, reporter, kept, fresh)
+        if rival is None:
+            comparison = None
+        else:
+            other = replace(wanted, config=rival.config, checkpoint=rival.checkpoint, label=rival.label)
+            beside = None if out is None else out / COMPARED_FOLDER
+            comparison = paired(measure(other, root, beside, reporter, kept, fresh)[0], result)
+            write_results(comparison, folder / COMPARISON_FILE)
+    _show(result, comparison, as_json)
+
+
+def _show(result: EvaluationResult, comparison: Comparison | None, as_json: bool) -> None:
     if as_json:
-        show_json(result.to_json())
-    else:
-        from vlacoach.cli.tables import evaluation_table
+        show_json((result if comparison is None else comparison).to_json())
+        return
+    from vlacoach.cli.tables import comparison_table, evaluation_table
 
-        show(evaluation_table(result))
+    show(evaluation_table(result) if comparison is None else comparison_table(comparison))
 
 
-def states_of(config: TrainConfig, split: Split) -> tuple[int, ...]:
-    """Initial states of a split."""
-    if split is Split.HELD_OUT:
-        return config.evaluation.states
-    if split is Split.TRAIN:
-        return config.env.states
-    return tuple(sorted({*config.env.states, *config.evaluation.states}))
+def chosen_seeds(seeds: str | None, seed: int | None, config: TrainConfig) -> tuple[int, ...]:
+    """Seeds of the episodes.
+
+    Raises:
+        ConfigError: They are no numbers, one occurs twice, or --seed is given too.
+    """
+    from vlacoach.runs.indices import parse_indices
+
+    if seeds is None:
+        return (config.seed,)
+    if seed is not None:
+        raise ConfigError("--seed and --seeds contradict each other.", "Give one of them.")
+    return parse_indices(seeds)
+
+
+def show_protocols(protocol: ProtocolChoice | None, as_json: bool) -> None:
+    """Print what each protocol does, and where the others differ from the one given."""
+    from vlacoach.runs.protocols import PROTOCOLS, differences
+
+    if as_json:
+        document: dict[str, Any] = {"protocols": {name: one.to_json() for name, one in PROTOCOLS.items()}}
+        if protocol is not None:
+            document |= {"protocol": protocol.value, "differs": differences(protocol.value)}
+        show_json(document)
+        return
+    from vlacoach.cli.tables import protocols_table
+
+    show(protocols_table(None if protocol is None else protocol.value))
+    for name, one in PROTOCOLS.items():
+        if protocol is None or name == protocol.value:
+            show(f"{name} is {one.source}. Not as there:")
+            for difference in one.not_reproduced:
+                show(f"- {difference}")
+
+
+def chosen_states(
+    config: TrainConfig, split: Split | None, protocol: Protocol | None = None, trained_with: Splits | None = None
+) -> tuple[dict[int, tuple[int, ...]], str]:
+    """Initial states of each task, and their name.
+
+    Args:
+        config: Names the suite and the tasks.
+        split: The split asked for, or None.
+        protocol: The protocol asked for, whose states are taken if no split is named, or None.
+        trained_with: Manifest of the run that is evaluated, which says better than the configuration what its tasks
+            were trained on, or None.
+    """
+    from vlacoach.envs.suites import get_suite
+    from vlacoach.runs.splits import Splits
+
+    tasks = [task.index for task in get_suite(config.env.suite).select(config.env.tasks)]
+    if split is None and protocol is not None:
+        return dict.fromkeys(tasks, protocol.states), "protocol"
+    name = (split or Split.HELD_OUT).value
+    states = Splits.of_config(config, tasks).states(name)
+    if trained_with is not None and trained_with.suite == config.env.suite:
+        known = trained_with.states(name)
+        states = {task: known.get(task, chosen) for task, chosen in states.items()}
+    return states, name
+
+
+def warn_of_training_states(
+    reporter: Reporter,
+    manifests: Iterable[Splits | None],
+    config: TrainConfig,
+    states: Mapping[int, Sequence[int]],
+) -> None:
+    """Say how many of the initial states a run was trained on."""
+    total = sum(map(len, states.values()))
+    for splits in manifests:
+        seen = 0 if splits is None else splits.trained_on(config.env.suite, states)
+        if seen:
+            reporter.message(f"A run was trained on {seen} of the {total} initial states it is measured on", "warning")
+
+
+def followed_as(
+    protocol: Protocol, resolved: ResolvedConfig, states: Mapping[int, Sequence[int]], seeds: tuple[int, ...]
+) -> str:
+    """What to call a protocol that was followed but for some values, for example ``"rlinf but for seed, states"``."""
+    from vlacoach.runs.resolve import flatten
+
+    used = flatten(resolved.config)
+    suite = resolved.config.env.suite
+    changed = [key for key, value in protocol.settings(suite).items() if key != "seed" and used[key] != value]
+    if protocol.seed is not None and seeds != (protocol.seed,):
+        changed.append("seed")
+    if any(tuple(chosen) != protocol.states for chosen in states.values()):
+        changed.append("states")
+    return protocol.name if not changed else f"{protocol.name} but for {', '.join(changed)}"
+
+
+def refuse_other_states(resolved: ResolvedConfig) -> None:
+    """Refuse to set the states of a run's splits: they are what they were when it was trained.
+
+    Raises:
+        ConfigError: The command line or the environment sets them.
+    """
+    for key in ("env.states", "evaluation.states"):
+        origin = resolved.origins[key]
+        if origin.startswith(("--set", "environment")):
+            raise ConfigError(
+                f"{origin}: {key} of a run cannot be changed, for it says what the run was trained on.",
+                "Choose among its states with --split, or evaluate its policy with --policy.",
+            )
 
 
 def trained(reference: str, runs_dir: Path, checkpoint: str) -> tuple[Path, Path]:

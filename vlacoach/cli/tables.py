@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 from rich.text import Text
 
+from vlacoach.runs.protocols import PROTOCOLS, differences
 from vlacoach.runs.results import Comparison, EvaluationResult
 from vlacoach.runs.statistics import PairedDifference, change_with_interval, rate_with_interval
 
@@ -21,7 +22,10 @@ if TYPE_CHECKING:
 def evaluation_table(result: EvaluationResult) -> Table:
     """Success for each task and overall, with Wilson's 95 % intervals and mean episode lengths."""
     sampling = "greedy" if result.temperature == 0 else f"sampled at {result.temperature:g}"
-    table = Table(title=f"{result.policy} on {result.suite}, {result.split} states, {sampling}", title_justify="left")
+    where = (
+        f"{result.split} states" if result.protocol is None else f"{result.split} states, protocol {result.protocol}"
+    )
+    table = Table(title=f"{result.policy} on {result.suite}, {where}, {sampling}", title_justify="left")
     table.add_column("task", overflow="fold")
     for heading in ("episodes", "success %  [95 %]", "mean length"):
         table.add_column(heading, justify="right", no_wrap=True)
@@ -41,6 +45,36 @@ def evaluation_table(result: EvaluationResult) -> Table:
         f"{steps / result.episodes:.0f}" if result.episodes else "-",
         style="bold",
     )
+    if result.repeated:
+        table.caption = _clustered(result)
+        table.caption_justify = "left"
+    return table
+
+
+def _clustered(result: EvaluationResult) -> str:
+    """What becomes of the interval of all episodes if those of one initial state count as one draw."""
+    interval = result.clustered_interval
+    seeds = f"seeds {', '.join(map(str, result.seeds))}; " if len(result.seeds) > 1 else ""
+    return f"{seeds}bootstrap over initial states: [{100 * interval.low:.0f}, {100 * interval.high:.0f}]"
+
+
+def protocols_table(chosen: str | None = None) -> Table:
+    """What protocols do, side by side; bold where another differs from the one chosen, which comes first."""
+    others = [name for name in PROTOCOLS if name != chosen]
+    differ = {} if chosen is None else differences(chosen)
+    table = Table(title="How success is measured on LIBERO", title_justify="left", caption_justify="left")
+    table.add_column("")
+    names = others if chosen is None else [chosen, *others]
+    for name in names:
+        table.add_column(name, overflow="fold")
+    rows = {name: PROTOCOLS[name].rows() for name in names}
+    for heading in rows[names[0]]:
+        cells = [
+            Text(rows[name][heading], style="bold yellow" if name in differ.get(heading, {}) else "") for name in names
+        ]
+        table.add_row(heading, *cells)
+    if chosen is not None:
+        table.caption = f"bold: differs from {chosen}"
     return table
 
 
@@ -68,11 +102,20 @@ def comparison_table(comparison: Comparison) -> Table:
         change(comparison.overall),
         style="bold",
     )
-    overall = comparison.overall
+    overall, clustered = comparison.overall, comparison.clustered
+    interval = clustered.interval
     table.caption = (
         "Wilson intervals; change paired by episode\n"
-        f"{overall.gained} gained, {overall.lost} lost, McNemar's exact p = {overall.p_value:.2g}"
+        f"{overall.gained} gained, {overall.lost} lost, McNemar's exact p = {overall.p_value:.2g}\n"
+        f"bootstrap over {clustered.clusters} initial states: [{100 * interval.low:+.0f}, {100 * interval.high:+.0f}]"
     )
+    if before.policy != after.policy:
+        table.caption += f"\nbefore: {before.policy}; after: {after.policy}"
+    if before.repeated:
+        table.caption += (
+            "\nseveral episodes a state are not independent; by states: "
+            f"{clustered.improved} better, {clustered.worsened} worse, McNemar's exact p = {clustered.p_value:.2g}"
+        )
     table.caption_justify = "left"
     return table
 

@@ -1,8 +1,8 @@
 """From a file, the environment, ``--set`` and flags to one configuration, with the origin of each value.
 
 Precedence, strongest first: a flag that was typed, an environment variable ``VLACOACH_SECTION__KEY``, ``--set
-section.key=value``, the file, the defaults. Every complaint names the place the value came from, its key, the
-value, and for an unknown key the nearest spelling.
+section.key=value``, a preset that a flag names, the file, the defaults. Every complaint names the place the value came
+from, its key, the value, and for an unknown key the nearest spelling.
 """
 
 from __future__ import annotations
@@ -123,6 +123,7 @@ def resolve_config(
     sets: Sequence[str] = (),
     flags: Iterable[Flag] = (),
     environ: Mapping[str, str] | None = None,
+    preset: Iterable[Flag] = (),
 ) -> ResolvedConfig:
     """Bring all sources together and validate the result.
 
@@ -133,6 +134,7 @@ def resolve_config(
         environ: Environment to read ``VLACOACH_SECTION__KEY`` from; None is the process's own. Variables
             without a double underscore are read only if they name a top-level key, because other parts of the
             program have variables of their own.
+        preset: What a flag sets that stands for several values; all that was set one by one wins over it.
 
     Returns:
         The configuration with the origin of each value.
@@ -143,6 +145,8 @@ def resolve_config(
     layers = _Layers()
     if file is not None:
         layers.merge(read_yaml(file), str(file))
+    for value in preset:
+        layers.set(value.key, value.value, value.option)
     for assignment in sets:
         key, equals, text = assignment.partition("=")
         if not equals or not key.strip():

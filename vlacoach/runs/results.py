@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,7 +14,15 @@ import numpy.typing as npt
 from vlacoach.errors import RunError
 from vlacoach.runs.constants import SCHEMA_VERSION
 from vlacoach.runs.files import plain, replace_text
-from vlacoach.runs.statistics import Interval, PairedDifference, paired_difference, wilson_interval
+from vlacoach.runs.statistics import (
+    ClusteredDifference,
+    Interval,
+    PairedDifference,
+    cluster_bootstrap,
+    clustered_difference,
+    paired_difference,
+    wilson_interval,
+)
 
 
 class Episode(Protocol):
@@ -84,18 +92,22 @@ class EvaluationResult:
         split: ``"held-out"``, ``"train"`` or ``"all"``.
         policy: Which policy acted.
         temperature: Sampling temperature; 0 is greedy.
-        seed: Seed of the episodes.
+        seeds: Seeds of the episodes; each task's episodes are those of the first seed, then of the next.
         tasks: One entry for each task.
         seconds: Wall-clock time it took.
+        protocol: Protocol whose settings were used as a basis, or None.
+        settings: Every setting that decides the result, by dotted key, as it was used.
     """
 
     suite: str
     split: str
     policy: str
     temperature: float
-    seed: int
+    seeds: tuple[int, ...]
     tasks: tuple[TaskResult, ...]
     seconds: float
+    protocol: str | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def from_episodes(
@@ -107,8 +119,10 @@ class EvaluationResult:
         split: str,
         policy: str,
         temperature: float,
-        seed: int,
+        seeds: Iterable[int],
         seconds: float,
+        protocol: str | None = None,
+        settings: Mapping[str, Any] | None = None,
     ) -> EvaluationResult:
         """Sort episodes by task.
 
@@ -119,8 +133,10 @@ class EvaluationResult:
             split: ``"held-out"``, ``"train"`` or ``"all"``.
             policy: Which policy acted.
             temperature: Sampling temperature; 0 is greedy.
-            seed: Seed of the episodes.
+            seeds: Seeds of the episodes, whose episodes come one seed after the other.
             seconds: Wall-clock time it took.
+            protocol: Protocol whose settings were used as a basis, or None.
+            settings: Every setting that decides the result, as it was used.
         """
         by_task: dict[int, list[Episode]] = {}
         for episode in episodes:
@@ -135,7 +151,7 @@ class EvaluationResult:
             )
             for task in sorted(by_task)
         )
-        return cls(suite, split, policy, temperature, seed, tasks, seconds)
+        return cls(suite, split, policy, temperature, tuple(seeds), tasks, seconds, protocol, dict(settings or {}))
 
     @property
     def success(self) -> npt.NDArray[np.bool_]:
@@ -162,10 +178,34 @@ class EvaluationResult:
         """Wilson's 95 % interval of :attr:`rate`."""
         return wilson_interval(self.successes, self.episodes)
 
+    @property
+    def states(self) -> npt.NDArray[np.int64]:
+        """``(N, 2)`` int64, task and initial state of each episode, in the order of :attr:`success`."""
+        return np.array([(task.task, state) for task in self.tasks for state in task.states], dtype=np.int64)
+
+    @property
+    def repeated(self) -> bool:
+        """Whether an initial state has several episodes, which are then not independent."""
+        return any(len(set(task.states)) < task.episodes for task in self.tasks)
+
+    @property
+    def clustered_interval(self) -> Interval:
+        """95 % bootstrap interval of :attr:`rate` with (task, initial state) as clusters; [0, 1] without episodes."""
+        if not self.episodes:
+            return Interval(0.0, 1.0)
+        states = self.states
+        return cluster_bootstrap(self.success, states[:, 1], states[:, 0])
+
     def to_json(self) -> dict[str, Any]:
         """JSON types, with the rate and its interval spelled out for readers that do no arithmetic."""
-        interval = self.interval
-        summary = {"success": self.rate, "low": interval.low, "high": interval.high, "episodes": self.episodes}
+        interval, clustered = self.interval, self.clustered_interval
+        summary: dict[str, Any] = {
+            "success": self.rate,
+            "low": interval.low,
+            "high": interval.high,
+            "episodes": self.episodes,
+        }
+        summary |= {"clusters": len({*map(tuple, self.states.tolist())}), "clustered": asdict(clustered)}
         return plain({**asdict(self), "summary": summary})
 
     @classmethod
@@ -191,9 +231,11 @@ class EvaluationResult:
                 split=str(data["split"]),
                 policy=str(data["policy"]),
                 temperature=float(data["temperature"]),
-                seed=int(data["seed"]),
+                seeds=tuple(int(seed) for seed in data["seeds"]),
                 tasks=tasks,
                 seconds=float(data["seconds"]),
+                protocol=None if data["protocol"] is None else str(data["protocol"]),
+                settings=dict(data["settings"]),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise RunError(f"Not an evaluation result: {type(error).__name__} {error}.") from error
@@ -208,19 +250,22 @@ class Comparison:
         after: The later.
         tasks: Paired difference of each task, in the order of ``before.tasks``.
         overall: Paired difference over all episodes.
+        clustered: The same with (task, initial state) as clusters, for several episodes of a state.
     """
 
     before: EvaluationResult
     after: EvaluationResult
     tasks: tuple[PairedDifference, ...]
     overall: PairedDifference
+    clustered: ClusteredDifference
 
     def to_json(self) -> dict[str, Any]:
-        """JSON types: both evaluations and the overall difference."""
+        """JSON types: both evaluations, the overall difference, and the same over clusters."""
         return {
             "before": self.before.to_json(),
             "after": self.after.to_json(),
             "difference": plain(asdict(self.overall)),
+            "clustered": plain(asdict(self.clustered)),
         }
 
 
@@ -228,13 +273,13 @@ def compare(before: EvaluationResult, after: EvaluationResult) -> Comparison:
     """Pair two evaluations episode by episode.
 
     Raises:
-        RunError: They are not of the same tasks and initial states, so that nothing can be paired.
+        RunError: They are not of the same tasks, initial states and seeds, so that nothing can be paired.
     """
     keys = [[(task.task, task.states) for task in result.tasks] for result in (before, after)]
-    if before.suite != after.suite or keys[0] != keys[1]:
+    if (before.suite, before.seeds, keys[0]) != (after.suite, after.seeds, keys[1]):
         raise RunError(
-            "The two evaluations are not of the same tasks and initial states.",
-            "Evaluate both with the same --suite, --tasks, --split and --trials.",
+            "The two evaluations are not of the same tasks, initial states and seeds.",
+            "Evaluate both with the same --suite, --tasks, --split, --trials and --seeds.",
         )
     if before.episodes == 0:
         raise RunError("The two evaluations have no episodes.")
@@ -242,7 +287,10 @@ def compare(before: EvaluationResult, after: EvaluationResult) -> Comparison:
         paired_difference(first.success, second.success)
         for first, second in zip(before.tasks, after.tasks, strict=True)
     )
-    return Comparison(before, after, tasks, paired_difference(before.success, after.success))
+    states = before.states
+    overall = paired_difference(before.success, after.success)
+    clustered = clustered_difference(before.success, after.success, states[:, 1], states[:, 0])
+    return Comparison(before, after, tasks, overall, clustered)
 
 
 @dataclass(frozen=True)
@@ -275,7 +323,7 @@ class TrainResult:
         }
 
 
-def write_results(result: TrainResult | EvaluationResult, file: Path) -> None:
+def write_results(result: TrainResult | EvaluationResult | Comparison, file: Path) -> None:
     """Write a result as JSON, whole or not at all.
 
     Raises:

@@ -6,6 +6,8 @@ Sources:
         paired data", Statistics in Medicine 17 (1998), method 10.
     Q. McNemar, "Note on the sampling error of the difference between correlated proportions or percentages",
         Psychometrika 12 (1947); here in its exact, binomial form.
+    B. Efron and R. J. Tibshirani, "An Introduction to the Bootstrap" (1993), chapter 13: percentile intervals.
+    C. A. Field and A. H. Welsh, "Bootstrapping clustered data", JRSS B 69 (2007): resampling whole clusters.
 """
 
 from __future__ import annotations
@@ -136,6 +138,102 @@ def paired_difference(before: npt.ArrayLike, after: npt.ArrayLike, confidence: f
         lost=lost,
         p_value=mcnemar_exact(gained, lost),
     )
+
+
+@dataclass(frozen=True)
+class ClusteredDifference:
+    """What changed, where several episodes of a cluster (a task's initial state) are not independent.
+
+    Attributes:
+        clusters: Number of clusters.
+        interval: Bootstrap interval of the difference, whole clusters drawn.
+        improved: Clusters with more successes after than before.
+        worsened: Clusters with fewer.
+        p_value: McNemar's exact two-sided p-value over clusters; with one pair a cluster, over pairs.
+    """
+
+    clusters: int
+    interval: Interval
+    improved: int
+    worsened: int
+    p_value: float
+
+
+def cluster_bootstrap(
+    values: npt.ArrayLike,
+    clusters: npt.ArrayLike,
+    strata: npt.ArrayLike,
+    confidence: float = 0.95,
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> Interval:
+    """Percentile interval of a mean, with clusters drawn with replacement within each stratum.
+
+    Episodes of one initial state resemble each other, so the state is what is drawn, with all its episodes. Tasks are
+    strata: they are the benchmark and not a sample from one.
+
+    Args:
+        values: ``(N,)`` numbers, for example successes, or differences of paired successes.
+        clusters: ``(N,)`` which cluster of its stratum each belongs to.
+        strata: ``(N,)`` which stratum.
+        confidence: Coverage, between 0 and 1.
+        resamples: How often clusters are drawn.
+        seed: Seed of the drawing: the same data have the same interval.
+
+    Returns:
+        The interval of the mean over all ``N``.
+
+    Raises:
+        ValueError: The arrays are empty or not of one length, or the confidence is not between 0 and 1.
+    """
+    number = np.asarray(values, dtype=np.float64)
+    cluster, stratum = np.asarray(clusters), np.asarray(strata)
+    if number.ndim != 1 or number.size == 0 or number.shape != cluster.shape or number.shape != stratum.shape:
+        raise ValueError(f"values, clusters and strata must be (N,) with N > 0, not {number.shape} and others")
+    _normal_quantile(confidence)  # Refuses what is no confidence.
+    generator = np.random.default_rng(seed)
+    totals, counts = np.zeros(resamples), np.zeros(resamples)
+    for one in np.unique(stratum):
+        inside = stratum == one
+        names, index = np.unique(cluster[inside], return_inverse=True)
+        sums = np.bincount(index, weights=number[inside])
+        drawn = generator.multinomial(len(names), np.full(len(names), 1 / len(names)), size=resamples)
+        totals += drawn @ sums
+        counts += drawn @ np.bincount(index)
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(totals / counts, [tail, 1 - tail])
+    return Interval(float(low), float(high))
+
+
+def clustered_difference(
+    before: npt.ArrayLike,
+    after: npt.ArrayLike,
+    clusters: npt.ArrayLike,
+    strata: npt.ArrayLike,
+    confidence: float = 0.95,
+) -> ClusteredDifference:
+    """Compare two measurements of the same episodes, of which several belong to one cluster.
+
+    Args:
+        before: ``(N,)`` bool, success of each episode before.
+        after: ``(N,)`` bool, success of the same episodes after, in the same order.
+        clusters: ``(N,)`` initial state of each.
+        strata: ``(N,)`` task of each.
+        confidence: Coverage of the interval, between 0 and 1.
+
+    Returns:
+        The bootstrap interval, and McNemar's exact test of which way clusters went.
+
+    Raises:
+        ValueError: The arrays are empty or not of one length.
+    """
+    change = np.asarray(after, dtype=np.int64) - np.asarray(before, dtype=np.int64)
+    interval = cluster_bootstrap(change, clusters, strata, confidence)
+    keys = np.stack([np.asarray(strata), np.asarray(clusters)], axis=1)
+    names, index = np.unique(keys, axis=0, return_inverse=True)
+    sums = np.bincount(index.reshape(-1), weights=change)
+    improved, worsened = int(np.sum(sums > 0)), int(np.sum(sums < 0))
+    return ClusteredDifference(len(names), interval, improved, worsened, mcnemar_exact(improved, worsened))
 
 
 def _newcombe_paired(both: int, gained: int, lost: int, neither: int, confidence: float) -> Interval:
