@@ -34,13 +34,13 @@ from vlacoach.runs import constants as names
 from vlacoach.runs.config import TrainConfig
 from vlacoach.runs.control import RemoteControl
 from vlacoach.runs.folder import RunFolder
-from vlacoach.runs.live import LiveView, keep_watching
+from vlacoach.runs.live import LIVE_SECONDS, LiveView, keep_watching
 from vlacoach.runs.reporting import NullReporter
 from vlacoach.runs.stopping import GracefulStop
 
 UPDATES, METRICS, EPISODES = 2000, 60, 16
 WIDTH, HEIGHT = 120, 40
-UPDATE_SECONDS, BEAT_SECONDS = 5.0, 0.5
+UPDATE_SECONDS, SIDE = 5.0, 224
 PANES = {"1": "overview", "2": "charts", "3": "tasks", "4": "episodes", "5": "robot", "6": "reward", "9": "system"}
 
 
@@ -63,15 +63,21 @@ def write_update(run: RunFolder, step: int, rng: np.random.Generator) -> None:
 
 @contextlib.contextmanager
 def working(run: RunFolder) -> Iterator[None]:
-    """Go on with the run in a thread."""
+    """Go on with the run in a thread; a bar moves through the pictures, where somebody watches."""
     stop = threading.Event()
 
     def work() -> None:
         rng, step, last = np.random.default_rng(1), UPDATES, time.monotonic()
+        live = LiveView(run.path)
+        ground = np.add.outer(np.arange(SIDE), np.arange(SIDE))[..., None] * np.array([0.4, 0.3, 0.2])
         done = 0
-        while not stop.wait(BEAT_SECONDS):
+        while not stop.wait(LIVE_SECONDS):
             done += 1
             run.progress(names.STAGE_ROLLOUT, done % 128, 128)
+            if live.wanted():
+                picture = ground.astype(np.uint8)
+                picture[:, 8 * done % SIDE :][:, :12] = 255
+                live.show(picture, {"task": 1, "update": step, "episode": done, "init_state": 0})
             if time.monotonic() - last >= UPDATE_SECONDS:
                 step, last = step + 1, time.monotonic()
                 write_update(run, step, rng)
@@ -128,7 +134,7 @@ class Terminal:
 def opening(run: Path, repeats: int = 5) -> dict[str, float]:
     """Seconds from the start of the command until the run's last update is on screen, and of the first look alone."""
     whole, looks = [], []
-    for _ in range(repeats):
+    for _ in range(repeats + 1):
         terminal = Terminal(run)
         if not terminal.read_for(60.0, f"update {UPDATES}".encode()):
             raise SystemExit("The dashboard never showed the run.")
@@ -138,8 +144,12 @@ def opening(run: Path, repeats: int = 5) -> dict[str, float]:
         began = time.perf_counter()
         view.poll()
         looks.append(time.perf_counter() - began)
-    return {"command_to_screen_s": min(whole), "command_to_screen_median_s": sorted(whole)[repeats // 2],
-            "first_look_s": min(looks)}  # fmt: skip
+    del whole[0], looks[0]  # Python compiles what it has not seen.
+    return {
+        "command_to_screen_s": min(whole),
+        "command_to_screen_median_s": sorted(whole)[repeats // 2],
+        "first_look_s": min(looks),
+    }
 
 
 def load(run: RunFolder, seconds: float) -> dict[str, float]:
@@ -175,7 +185,7 @@ def trainer(run: RunFolder) -> dict[str, float]:
         "look for wishes": each(control.obey, 2000),
         "ask whether somebody watches": unwatched,
         "heartbeat": each(lambda: run.beat(force=True), 200),
-        "picture of 224 x 224, watched, at most 3.3 a second": each(lambda: view.show(picture, {"task": 1}), 50),
+        "picture of 224 x 224, watched, at most 2.5 a second": each(lambda: view.show(picture, {"task": 1}), 50),
     }
 
 

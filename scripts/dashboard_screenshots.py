@@ -21,7 +21,7 @@ PICTURES: dict[str, tuple[tuple[int, int], tuple[str, ...]]] = {
     "overview": ((120, 30), ()),
     "charts": ((120, 32), ("2",)),
     "tasks": ((100, 16), ("3",)),
-    "episode": ((80, 32), ("4", "slash", *"video", "enter", "enter", "right", "right", "right", "right")),
+    "episode": ((64, 26), ("4", "slash", *"video", "enter", "enter", "right", "right", "right", "right")),
     "reward": ((80, 24), ("6",)),
     "small": ((60, 15), ()),
 }

@@ -22,7 +22,7 @@ from vlacoach.errors import RunError
 from vlacoach.runs.constants import LIVE_FILE, WATCHING_FILE
 from vlacoach.runs.files import replace_bytes, writing
 
-LIVE_SECONDS = 0.3
+LIVE_SECONDS = 0.4
 """Least time between two pictures."""
 
 WATCH_SECONDS = 6.0

@@ -294,7 +294,10 @@ def _remaining(watcher: RunWatcher, update: int, updates: int | None) -> float |
     if names.TIME_ELAPSED not in metrics:
         return None
     column = metrics[names.TIME_ELAPSED]
-    elapsed, steps = column.values[-RECENT - 1 :], column.steps[-RECENT - 1 :]
+    usable = np.isfinite(column.values) & np.isfinite(column.steps)
+    elapsed, steps = column.values[usable][-RECENT - 1 :], column.steps[usable][-RECENT - 1 :]
+    if not len(steps):
+        return None
     estimates = []
     span = steps[-1] - steps[0]
     # From the second update on: the first one also paid for what came before it.

@@ -1,15 +1,13 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fake_runs import make_run
-from rich.console import Console
+from pilots import screen_text, settle
 
 from vlacoach.cli.dashboard.app import DashboardApp
 from vlacoach.cli.dashboard.settings import DashboardSettings
@@ -31,37 +29,6 @@ def same_everywhere(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("TEXTUAL_ANIMATIONS", "none")
     monkeypatch.setenv("TERM", "xterm-256color")
-
-
-def screen_text(app: Any) -> str:
-    """What is on screen, as plain text."""
-    # The compositor has no public way to print a screen without colors.
-    with open(os.devnull, "w") as nowhere:
-        console = Console(
-            width=app.size.width, height=app.size.height, record=True, file=nowhere, force_terminal=True,
-            legacy_windows=False,
-        )  # fmt: skip
-        console.print(app.screen._compositor.render_update(full=True))
-        text = console.export_text()
-    return "\n".join(line.rstrip() for line in text.splitlines()).rstrip() + "\n"
-
-
-async def settle(pilot: Any) -> None:
-    """Wait until files have been read, messages handled, and the screen drawn."""
-    app = pilot.app
-    for _ in range(3):
-        # One by one: an empty list would mean all workers, and some wait for a key.
-        for worker in [worker for worker in app.workers if worker.group == "poll"]:
-            await worker.wait()
-        await pilot.pause()
-
-
-async def until(pilot: Any, condition: Callable[[], bool], seconds: float = 20.0) -> None:
-    """Wait for something that another thread or process brings about."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"waited {seconds} s in vain; on screen:\n{screen_text(pilot.app)}"
-        await pilot.pause(0.05)
 
 
 @pytest.fixture

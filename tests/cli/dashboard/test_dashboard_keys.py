@@ -8,8 +8,8 @@ import re
 from pathlib import Path
 
 import pytest
-from conftest import screen_text, settle, until
 from fake_runs import make_run
+from pilots import screen_text, settle, until
 
 from vlacoach.cli.dashboard import keys
 from vlacoach.cli.dashboard.chart import MetricChart

@@ -6,8 +6,8 @@ import json
 import shutil
 
 import pytest
-from conftest import screen_text, settle, until
 from fake_runs import EPOCH, make_run
+from pilots import screen_text, settle, until
 from textual.color import Color
 
 from vlacoach.cli.dashboard.keys import PANE_NAMES

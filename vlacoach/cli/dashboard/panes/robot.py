@@ -19,6 +19,8 @@ from vlacoach.runs.live import LivePicture, keep_watching, read_live, stop_watch
 from vlacoach.runs.overview import ACTIVE
 
 PICTURE_SECONDS = 0.3
+CELLS_PER_SECOND = 2000.0
+"""How much is drawn at the most: a large picture comes less often, and takes no more of a core than a small one."""
 SIGN_SECONDS = 2.0
 
 
@@ -43,6 +45,7 @@ class RobotPane(Pane):
         self._timer: Timer | None = None
         self._signed = 0.0
         self._stamp: tuple[int, int] | None = None
+        self._next_picture = 0.0
         self._problem: str | None = None
 
     def compose(self) -> ComposeResult:
@@ -108,7 +111,7 @@ class RobotPane(Pane):
         except OSError:
             return None
         stamp = (status.st_ino, status.st_mtime_ns)
-        if stamp == self._stamp:
+        if stamp == self._stamp or time.monotonic() < self._next_picture:
             return None
         picture = read_live(folder)
         self._stamp = stamp
@@ -118,7 +121,11 @@ class RobotPane(Pane):
         if not self.is_attached:
             return  # The dashboard was left meanwhile.
         if picture is not None:
-            self.query_one(PictureView).show(picture.pixels, self._caption(picture))
+            view = self.query_one(PictureView)
+            # The picture is square, and a cell is half as wide as it is high.
+            side = min(view.size.width, 2 * view.size.height)
+            self._next_picture = time.monotonic() + side * side / 2 / CELLS_PER_SECOND
+            view.show(picture.pixels, self._caption(picture))
         self._problem = problem
         self._tell()
 
