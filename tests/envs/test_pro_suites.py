@@ -143,8 +143,19 @@ def test_every_complete_suite_has_an_id_of_its_own():
     assert set(ENV_IDS.values()) <= set(gymnasium.registry)
 
 
+QUICK = ("libero_goal_lan", "libero_goal_swap")
+"""Each suite compiles scenes of its own, which takes some seconds: these are tried every time, the others by hand."""
+
+
 @pytest.mark.sim
-@pytest.mark.parametrize("name", [name for name in SUITES if name not in STANDARD_SUITES])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in QUICK else pytest.mark.slow)
+        for name in SUITES
+        if name not in STANDARD_SUITES
+    ],
+)
 def test_every_derived_suite_resets_and_steps(name, monkeypatch):
     monkeypatch.setenv("VLACOACH_CACHE", "off")  # Two hundred megabytes each.
     task = 1
