@@ -17,7 +17,7 @@ def ls_command(runs_dir: RunsDir = DEFAULT_RUNS_DIR, as_json: Json = False) -> N
 
       vlacoach runs ls
 
-      vlacoach runs ls --runs-dir /mnt/shared/runs --json
+      vlacoach runs ls --runs-dir shared/runs --json
     """  # fmt: skip
     from rich.table import Table
 
