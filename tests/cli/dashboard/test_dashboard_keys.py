@@ -12,7 +12,6 @@ from fake_runs import make_run
 from pilots import screen_text, settle, until
 
 from vlacoach.cli.dashboard import keys
-from vlacoach.cli.dashboard.chart import MetricChart
 from vlacoach.cli.dashboard.main_screen import MainScreen
 from vlacoach.cli.dashboard.panes.charts import ChartsPane
 from vlacoach.cli.dashboard.panes.episodes import EpisodesPane
@@ -389,9 +388,13 @@ def test_alerts_that_come_while_we_watch_are_toasts(drive, tmp_path):
 def test_moving_the_mouse_over_a_chart_reads_it(drive):
     async def act(pilot):
         chart = pilot.app.screen.query_one(ChartsPane).focused_chart()
-        await pilot.hover(MetricChart, offset=(5, 3))
+        assert chart.cursor is None
+        await pilot.hover("#charts MetricChart", offset=(chart.size.width // 2, 4))
         await settle(pilot)
-        assert any(one.cursor is not None for one in pilot.app.screen.query(MetricChart)) or chart.cursor is None
+        assert chart.cursor in range(5, 9)  # The middle of 12 updates.
+        await pilot.hover("Tabs", offset=(1, 0))
+        await settle(pilot)
+        assert chart.cursor is None
 
     drive("2", act=act)
 
