@@ -29,6 +29,7 @@ from vlacoach.agents.plan_measure import build_policy, instruction_of, measure_o
 from vlacoach.agents.plan_memory import Memory
 from vlacoach.agents.plan_settings import PlanSettings
 from vlacoach.agents.plan_sizes import find_config, parameters, quantization_for, quantized_bytes
+from vlacoach.agents.plan_time import POLICY, UPDATE, plan_time, plan_turns
 from vlacoach.errors import CheckpointError, ConfigError, UnknownNameError
 from vlacoach.policies import VLAPolicy
 from vlacoach.policies.configuration import DinoConfig, LanguageConfig, VisionConfig, VLAConfig
@@ -265,9 +266,21 @@ def test_one_turn_of_each_stage_runs_and_is_measured():
     # Features and tokens are in the host's memory, which here is where everything is; so are gradients and moments.
     states = 3 * 4 * adapter_parameters(SMALL.language, RANK)
     inputs = settings.looks_at_once * settings.feature_bytes
-    assert measured["update"] == pytest.approx(activations + states + inputs, rel=0.05)
+    assert measured["update"].peak == pytest.approx(activations + states + inputs, rel=0.05)
     # Moments stay, gradients do not.
-    assert states * 2 / 3 < measured["rollout"] < measured["update"]
+    assert states * 2 / 3 < measured["rollout"].peak < measured["update"].peak
+    assert all(turn.seconds > 0 for turn in measured.values())
+
+
+def test_the_turns_of_an_update_add_up_to_it():
+    settings = planned(SMALL, minibatches=1, micro_batch=4, epochs=2, prompts=1, group_size=4, num_envs=8)
+    turns, whole = plan_turns(settings), plan_time(settings)
+    looks = settings.episodes * settings.mean_looks
+    assert settings.lane == settings.looks_at_once == 4
+    assert turns["rollout"].flops * looks / 4 == pytest.approx(whole.flops[POLICY])
+    assert turns["rollout"].seconds * looks / 4 == pytest.approx(whole.seconds[POLICY])
+    assert turns["update"].flops * 2 * looks / 4 == pytest.approx(whole.flops[UPDATE])
+    assert turns["update"].seconds * 2 * looks / 4 == pytest.approx(whole.seconds[UPDATE])
 
 
 def test_measuring_needs_a_gpu(monkeypatch):

@@ -5,6 +5,7 @@ Memory depends on shapes, not on what the numbers are, so the weights are noise 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -15,6 +16,7 @@ from accelerate import init_empty_weights
 from vlacoach.agents.plan_activations import HALF
 from vlacoach.agents.plan_memory import Memory
 from vlacoach.agents.plan_settings import PlanSettings
+from vlacoach.agents.plan_time import plan_turns
 from vlacoach.errors import ConfigError
 from vlacoach.policies import lora
 from vlacoach.policies import tokenizer as tokenizers
@@ -37,7 +39,7 @@ class Meter(Protocol):
         """Begin to look for the peak."""
 
     def peak(self) -> int:
-        """Most bytes since :meth:`reset`."""
+        """Most bytes since :meth:`reset`, when all that was asked for is done."""
 
 
 class CudaMeter:
@@ -62,11 +64,31 @@ class Measurement:
         stage: Its name.
         computed: Bytes of tensors by the plan; context, rendering and what the allocator loses are not among them.
         measured: Bytes of tensors.
+        computed_seconds: Of one turn, by the plan for the GPU that was planned for: a round of the policy's decisions,
+            or a micro-batch's forward and backward pass.
+        seconds: Of one turn on this machine, the shortest of three.
+        flops: Floating-point operations of one turn, by the plan.
     """
 
     stage: str
     computed: int
     measured: int
+    computed_seconds: float
+    seconds: float
+    flops: float
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What one turn of a stage took.
+
+    Attributes:
+        peak: Most bytes of tensors.
+        seconds: The shortest of three turns.
+    """
+
+    peak: int
+    seconds: float
 
 
 def measure_on_gpu(settings: PlanSettings, memory: Memory) -> list[Measurement]:
@@ -87,7 +109,11 @@ def measure_on_gpu(settings: PlanSettings, memory: Memory) -> list[Measurement]:
     policy = build_policy(settings, torch.device("cuda"))
     found = run_stages(policy, settings, CudaMeter())
     computed = {stage.name: stage.tensors for stage in memory.stages}
-    return [Measurement(stage, computed[stage], peak) for stage, peak in found.items()]
+    turns = plan_turns(settings)
+    return [
+        Measurement(stage, computed[stage], turn.peak, turns[stage].seconds, turn.seconds, turns[stage].flops)
+        for stage, turn in found.items()
+    ]
 
 
 def build_policy(settings: PlanSettings, device: torch.device) -> VLAPolicy:
@@ -117,8 +143,8 @@ def build_policy(settings: PlanSettings, device: torch.device) -> VLAPolicy:
     return lora.add_lora(policy, settings.rank)
 
 
-def run_stages(policy: VLAPolicy, settings: PlanSettings, meter: Meter) -> dict[str, int]:
-    """Peaks of a rollout's round and of an optimizer step, in the steady state: the optimizer's moments are there."""
+def run_stages(policy: VLAPolicy, settings: PlanSettings, meter: Meter) -> dict[str, Turn]:
+    """A rollout's round and an optimizer step, in the steady state: the optimizer's moments are there."""
     rows = settings.looks_at_once
     instruction = instruction_of(policy, settings.prompt_tokens)
     trained = list(lora.trainable_parameters(policy).values())
@@ -141,7 +167,7 @@ def run_stages(policy: VLAPolicy, settings: PlanSettings, meter: Meter) -> dict[
         policy.act(seen, [instruction] * settings.lane, _proprio(settings, settings.lane), 1.0)
 
     update()
-    return {STAGE_ROLLOUT: _peak(rollout, meter), STAGE_UPDATE: _peak(update, meter)}
+    return {STAGE_ROLLOUT: _turn(rollout, meter), STAGE_UPDATE: _turn(update, meter)}
 
 
 def instruction_of(policy: VLAPolicy, tokens: int) -> str:
@@ -160,10 +186,15 @@ def _loss(policy: VLAPolicy, features: torch.Tensor, instruction: str, tokens: t
     return log_prob.mean()
 
 
-def _peak(work: Callable[[], None], meter: Meter) -> int:
-    meter.reset()
-    work()
-    return meter.peak()
+def _turn(work: Callable[[], None], meter: Meter) -> Turn:
+    peak, seconds = 0, []
+    for _ in range(3):  # The first turns of a shape choose kernels and fill the allocator.
+        meter.reset()
+        begin = time.perf_counter()
+        work()
+        peak = max(peak, meter.peak())
+        seconds.append(time.perf_counter() - begin)
+    return Turn(peak, min(seconds))
 
 
 def _proprio(settings: PlanSettings, rows: int) -> torch.Tensor | None:

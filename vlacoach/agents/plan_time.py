@@ -6,13 +6,14 @@ stay. What is not known is how well a GPU's speed is used; that is one number, t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vlacoach.agents.plan_flops import LookFlops, look_flops
 from vlacoach.agents.plan_memory import recomputed_share
 from vlacoach.agents.plan_settings import PlanSettings
 from vlacoach.agents.plan_sizes import LINEAR, parameters, weight_bytes
 from vlacoach.profiles import RenderProfile
+from vlacoach.runs.constants import STAGE_ROLLOUT, STAGE_UPDATE
 
 CONTROL_STEP = 1 / 307
 """Seconds of a control step without a picture, on one core (docs/benchmarks.md)."""
@@ -72,6 +73,29 @@ def plan_time(settings: PlanSettings) -> Timing:
         TOTAL: rollout + reward + update,
     }
     return Timing(seconds, {POLICY: policy_flops, UPDATE: update_flops})
+
+
+@dataclass(frozen=True)
+class PlannedTurn:
+    """What one turn of a stage is to take of the GPU.
+
+    Attributes:
+        seconds: Without the preparation of pictures, which the host does.
+        flops: Floating-point operations.
+    """
+
+    seconds: float
+    flops: float
+
+
+def plan_turns(settings: PlanSettings) -> dict[str, PlannedTurn]:
+    """One round of decisions for half of the worlds, and one micro-batch's forward and backward pass."""
+    counts = look_flops(settings.config, settings.first_length, settings.length, settings.rank)
+    decided = _policy(settings, counts, settings.lane)
+    # Neither epochs nor frames beyond the budget for features belong to a single turn.
+    once = replace(settings, epochs=1, feature_budget=None)
+    improved = _update(once, counts, settings.looks_at_once)
+    return {STAGE_ROLLOUT: PlannedTurn(*decided), STAGE_UPDATE: PlannedTurn(*improved)}
 
 
 def simulation_seconds(settings: PlanSettings) -> float:

@@ -240,12 +240,20 @@ def _time_table(plan: Plan) -> Table:
 def _measured_table(measured: list[Measurement]) -> Table:
     from rich.table import Table
 
-    table = Table(title="Tensors on this machine's GPU, GiB", title_justify="left")
+    table = Table(title="One turn of each stage on this machine's GPU", title_justify="left")
     table.add_column("stage")
-    for heading in ("computed", "measured peak", "ratio"):
+    for heading in ("GiB, computed", "measured", "ratio", "ms, computed", "measured", "TFLOP/s reached"):
         table.add_column(heading, justify="right")
     for one in measured:
-        table.add_row(one.stage, _gib(one.computed), _gib(one.measured), f"{one.computed / one.measured:.2f}")
+        table.add_row(
+            one.stage,
+            _gib(one.computed),
+            _gib(one.measured),
+            f"{one.computed / one.measured:.2f}",
+            f"{1e3 * one.computed_seconds:.0f}",
+            f"{1e3 * one.seconds:.0f}",
+            f"{one.flops / one.seconds / 1e12:.1f}",
+        )
     return table
 
 
