@@ -112,8 +112,8 @@ def save_evidence(agent: GRPOAgent, run: Path, stage: str, error: DivergedError)
         "learning_rate": agent.optimizer.param_groups[0]["lr"],
         "micro_batch": agent.micro_batch,
         "precision": agent.policy.precision,
-        "episodes": [_episode(row, witness, agent) for row in range(len(witness.trajectories))],
-        "parameters": [_parameter(name, value) for name, value in parameters.items()],
+        "episodes": [plain(_episode(row, witness, agent)) for row in range(len(witness.trajectories))],
+        "parameters": [plain(_parameter(name, value)) for name, value in parameters.items()],
         "tensors": {name: list(value.shape) for name, value in tensors.items()},
     }
     with new_evidence(run, agent.update + 1, error.what) as (working, target):
@@ -180,6 +180,6 @@ def _parameter(name: str, value: Tensor) -> dict[str, Any]:
         "shape": list(value.shape),
         "norm": float(value.detach().float().norm()),
         "gradient_norm": None if gradient is None else float(gradient.float().norm()),
-        "nonfinite": int((~torch.isfinite(value)).sum()),
-        "gradient_nonfinite": 0 if gradient is None else int((~torch.isfinite(gradient)).sum()),
+        "nonfinite_elements": int((~torch.isfinite(value)).sum()),
+        "nonfinite_gradient_elements": 0 if gradient is None else int((~torch.isfinite(gradient)).sum()),
     }

@@ -57,13 +57,14 @@ def read_evidence(folder: Path) -> dict[str, Any]:
     """What the JSON file of evidence says, with the paths of its files.
 
     Raises:
-        RunError: It is missing, or is no JSON object.
+        RunError: It is missing, or does not hold what it should.
     """
     file = folder / STATE_META_FILE
     try:
         facts = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise RunError(f"Evidence {file} cannot be read: {error}.") from error
-    if not isinstance(facts, dict):
-        raise RunError(f"Evidence {file} is not a JSON object.")
+    lists = [facts.get("episodes"), facts.get("parameters")] if isinstance(facts, dict) else [None]
+    if not all(isinstance(rows, list) and all(isinstance(row, dict) for row in rows) for rows in lists):
+        raise RunError(f"Evidence {file} does not list episodes and parameters; it was not written by vlacoach.")
     return {**facts, "path": str(folder), "tensor_file": str(folder / STATE_TENSORS_FILE)}
