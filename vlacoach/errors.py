@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 from enum import IntEnum
+from typing import ClassVar
 
 
 class ExitCode(IntEnum):
@@ -89,7 +90,28 @@ class RunError(VlacoachError):
     exit_code = ExitCode.RUN
 
 
-class NonFiniteError(VlacoachError):
-    """A loss, gradient, or embedding that is NaN or infinite; names the tensor (invariant 5)."""
+class DivergedError(VlacoachError):
+    """Training that must not go on: what it would do from here on is wrong.
 
-    exit_code = ExitCode.DIVERGED
+    Attributes:
+        what: Short name of the kind, for alerts and for the folder in which the evidence is kept.
+    """
+
+    exit_code: ExitCode = ExitCode.DIVERGED
+    what: ClassVar[str] = "diverged"
+
+
+class NonFiniteError(DivergedError):
+    """A loss, gradient, ratio, embedding, or reward that is NaN or infinite; names the tensor (invariant 5)."""
+
+    what = "nonfinite"
+
+
+class RatioError(DivergedError):
+    """The first probability ratio of an update is not 1: what is trained is not what acted (invariant 2)."""
+
+    what = "ratio"
+
+
+class UpdateMemoryError(VlacoachError):
+    """The update does not fit into memory, with half the micro-batch neither."""

@@ -331,7 +331,7 @@ def break_gradient(agent: GRPOAgent) -> None:
     [
         (break_weight, "log-probability of the rollout"),
         (break_tower, "vision feature of the rollout"),
-        (break_reward, "score is not finite: 1 of 24"),
+        (break_reward, "reward is not finite: 1 of 24"),
         (break_gradient, "gradient's norm"),
     ],
 )

@@ -26,8 +26,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vlacoach.agents.batching import cut, look_batches, pad_tokens
-from vlacoach.agents.metrics import add_statistics, rollout_metrics
+from vlacoach.agents.agent_state import load_agent, save_agent
+from vlacoach.agents.batching import pad_tokens
+from vlacoach.agents.evidence import Witness, keeping_evidence
+from vlacoach.agents.metrics import episode_fields, rollout_metrics
 from vlacoach.agents.micro_batch import choose_micro_batch
 from vlacoach.agents.objectives import (
     clipped_loss,
@@ -38,11 +40,11 @@ from vlacoach.agents.objectives import (
     token_mask,
     token_weights,
 )
+from vlacoach.agents.optimizer_step import optimizer_step
 from vlacoach.agents.prompts import PromptSampler
-from vlacoach.agents.recording import RolloutPictures
+from vlacoach.agents.recording import RolloutPictures, episode_notes
 from vlacoach.agents.rollout import ChunkEnvs, Job, collect
 from vlacoach.agents.seeding import Stream, derived_seed, numpy_generator, torch_generator
-from vlacoach.errors import VlacoachError
 from vlacoach.policies import lora
 from vlacoach.policies.log_prob import action_log_prob
 from vlacoach.policies.policy import VLAPolicy
@@ -53,7 +55,6 @@ from vlacoach.runs import constants as names
 from vlacoach.runs.config import TrainConfig
 from vlacoach.runs.folder import RunFolder
 from vlacoach.runs.reporting import NullReporter, Reporter
-from vlacoach.runs.state import load_tree, save_tree
 
 __all__ = [
     "GRPOAgent",
@@ -63,11 +64,6 @@ __all__ = [
     "kl_penalty",
     "token_mask",
 ]
-
-RATIO_TOLERANCE = {"fp32": 1e-2, "bf16": 5e-2}
-"""How far log-probabilities may be from the recorded ones, on average over the tokens, in the first step of an update
-before training stops: the ratio is 1 up to rounding, unless something else than what acted is being trained
-(invariant 2). The ratio's mean would not tell: over tokens that the old policy drew it is 1 for any new policy."""
 
 
 class GRPOAgent:
@@ -83,12 +79,14 @@ class GRPOAgent:
 
     Attributes:
         update: Updates done.
-        micro_batch: Looks in one forward and backward pass.
+        planned_micro_batch: Looks in one forward and backward pass, by the configuration.
+        micro_batch: Those of the update; fewer once memory has run out.
         bank: Successes of earlier updates that failures are compared with, if ``reward.reference`` asks for them.
         on_rollout: Called with the trajectories of each update, before the scorer is fitted on them.
         on_beat: Called many times an update, between rounds of the worlds and between micro-batches.
         pictures: Shows and records rollouts; None for neither.
         clock: Seconds that rise while work goes on.
+        witness: Sees what an update works on, in case it must be kept as evidence.
     """
 
     def __init__(
@@ -118,8 +116,9 @@ class GRPOAgent:
                 settings.lora_alpha,
                 seed=derived_seed(self.config.seed, Stream.ADAPTER),
             )
-        self._take_parameters()
-        self.micro_batch = choose_micro_batch(self.config, policy.config, policy.quantization, policy.device)
+        self.take_parameters()
+        self.planned_micro_batch = choose_micro_batch(self.config, policy.config, policy.quantization, policy.device)
+        self.micro_batch = self.planned_micro_batch
         tasks = range(num_tasks) if self.config.env.tasks is None else self.config.env.tasks
         self.prompts = PromptSampler(
             tuple(tasks), self.config.env.states, self.config.seed, held_out=self.config.evaluation.states
@@ -130,9 +129,11 @@ class GRPOAgent:
         self.on_beat: Callable[[], None] = lambda: None
         self.pictures: RolloutPictures | None = None
         self.clock: Callable[[], float] = time.perf_counter
+        self.witness = Witness()
         self._seconds: dict[str, float] = {}
 
-    def _take_parameters(self) -> None:
+    def take_parameters(self) -> None:
+        """Begin with a fresh optimizer of the policy's trainable parameters."""
         grpo = self.config.grpo
         self.parameters = list(lora.trainable_parameters(self.policy).values())
         self.optimizer = torch.optim.AdamW(
@@ -143,7 +144,9 @@ class GRPOAgent:
         """Train until ``updates`` updates are done in all; None for the configuration's number.
 
         Raises:
-            NonFiniteError: A loss, gradient, embedding, or weight is NaN or infinite.
+            DivergedError: A loss, gradient, ratio, embedding, reward, or weight is NaN or infinite, or the first
+                ratio of an update is not 1. What the update worked on is then in the folder.
+            UpdateMemoryError: The update does not fit into memory.
         """
         for _ in range(self.update, self.config.grpo.updates if updates is None else updates):
             self.learn_once()
@@ -151,18 +154,20 @@ class GRPOAgent:
     def learn_once(self) -> dict[str, float]:
         """One update: rollout, reward, filter, advantage, gradient steps, log; returns its metrics."""
         self._seconds = {}
+        witness = self.witness = Witness()
         with self._stage(names.STAGE_ROLLOUT):
-            trajectories = self.rollout()
+            witness.trajectories = trajectories = self.rollout()
         with self._stage(names.STAGE_REWARD):
             self.on_rollout(trajectories)
             fit = self.fit_scorer(trajectories)
-            reward = self.reward(trajectories)
-            notes = self._notes(trajectories)
+            witness.reward = reward = self.reward(trajectories)
+            require_finite("The reward", torch.from_numpy(reward))
+            notes = episode_notes(trajectories, self.scorer, self.pictures)
             self.remember(trajectories)
         with self._stage(names.STAGE_FILTER):
             kept = self.informative(trajectories, reward)
         with self._stage(names.STAGE_ADVANTAGE):
-            advantage = self.advantage(trajectories, reward)
+            witness.advantage = advantage = self.advantage(trajectories, reward)
         with self._stage(names.STAGE_UPDATE):
             stats = self.improve([trajectories[i] for i in kept], advantage[kept])
         self.update += 1
@@ -170,6 +175,7 @@ class GRPOAgent:
         metrics |= {names.TIME_PREFIX + stage: seconds for stage, seconds in self._seconds.items()}
         metrics[names.TIME_TOTAL] = sum(self._seconds.values())
         self._log(trajectories, reward, metrics, notes)
+        self.witness = Witness()  # Their features take more memory than all else, and the next rollout needs it.
         return metrics
 
     # The stages of an update
@@ -207,7 +213,7 @@ class GRPOAgent:
             feature_budget=None if grpo.feature_budget is None else int(grpo.feature_budget * 2**30),
             patch_averages=self.scorer.patch_averages,
             on_episode=show,
-            on_look=self._beat,
+            on_look=self.beat,
             on_pictures=None if self.pictures is None else self.pictures.take,
         )
 
@@ -277,45 +283,15 @@ class GRPOAgent:
             for rows in np.array_split(order, min(grpo.minibatches, max(1, len(trajectories)))):
                 if not len(rows):
                     continue
-                history.append(self._step([trajectories[i] for i in rows], advantage[rows], first=not history))
+                self.witness.steps += 1
+                chosen = [trajectories[i] for i in rows]
+                history.append(optimizer_step(self, chosen, advantage[rows], first=not history))
             if grpo.target_kl is not None and history and history[-1][names.TRAIN_KL] > grpo.target_kl:
                 break
         stats = {key: float(np.mean([step[key] for step in history])) for key in (history[0] if history else {})}
         if history:
             stats[names.TRAIN_RATIO_FIRST] = history[0]["train/ratio_mean"]
         return {**stats, names.TRAIN_LEARNING_RATE: rate, "train/steps": float(len(history))}
-
-    def _step(
-        self, trajectories: Sequence[Trajectory], advantage: NDArray[np.float32], first: bool
-    ) -> dict[str, float]:
-        """One optimizer step, its gradient accumulated over micro-batches of looks."""
-        grpo = self.config.grpo
-        self.optimizer.zero_grad(set_to_none=True)
-        tolerance = RATIO_TOLERANCE[self.policy.precision]
-        total: dict[str, float] = {}
-        looks, weights = [t.num_looks for t in trajectories], self.token_weights(trajectories)
-        for pieces in look_batches(looks, self.micro_batch):
-            part = [cut(trajectories[row], start, stop) for row, start, stop in pieces]
-            rows = [row for row, _, _ in pieces]
-            loss, stats = self.loss(part, torch.from_numpy(advantage[rows]), weights[rows])
-            require_finite("The loss", loss)
-            torch.autograd.backward(loss)
-            share = sum(t.length for t in part) / sum(t.length for t in trajectories)
-            add_statistics(total, {"loss": loss.item(), **stats}, share)
-            self.reporter.advance(sum(stop == looks[row] for row, _, stop in pieces))
-            self._beat()
-        deviation = total["train/ratio_deviation"]
-        if first and deviation > tolerance:
-            raise VlacoachError(
-                f"The first probability ratio of update {self.update + 1} is not 1: log-probabilities differ from the "
-                f"recorded ones by {deviation:.4f} on average.",
-                "What is being trained is not what acted: is dropout on, or was the policy changed?",
-            )
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, grpo.max_grad_norm)
-        require_finite("The gradient's norm", norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)  # Rollout and reward have better use for the memory.
-        return {**total, names.TRAIN_GRADIENT_NORM: float(norm)}
 
     def token_weights(self, trajectories: Sequence[Trajectory]) -> Tensor:
         """(B,) float32: what a token of each trajectory counts for in an optimizer step on all of them."""
@@ -340,6 +316,7 @@ class GRPOAgent:
         # What is not kept is encoded here, once for both passes.
         trajectories = [replace(t, features=t.patch_features()) for t in trajectories]
         log_prob, entropy = self.log_prob(trajectories)
+        self.witness.pass_over(trajectories, log_prob)
         batch = pad_tokens(trajectories, self.policy.chunk_size, self.policy.action_dim, log_prob.device)
         new = batch.scatter(log_prob)
         weights = weight.to(new.device)[:, None].expand_as(new)
@@ -383,23 +360,15 @@ class GRPOAgent:
         if self.folder is not None:
             self.folder.log_event("stage", stage=name, update=self.update + 1)
             self.folder.progress(name)
-        yield
+        with keeping_evidence(self, name):
+            yield
         self._seconds[name] = self._seconds.get(name, 0.0) + self.clock() - start
 
-    def _beat(self) -> None:
+    def beat(self) -> None:
+        """Give a sign of life."""
         if self.folder is not None:
             self.folder.beat()
         self.on_beat()
-
-    def _notes(self, trajectories: Sequence[Trajectory]) -> list[dict[str, Any]]:
-        """What is logged of each episode beside its outcome: distance to success, where its video is."""
-        details = self.scorer.last_details
-        distance = np.full(len(trajectories), np.nan) if details is None else details.distance
-        notes = [{"distance": float(value)} if np.isfinite(value) else {} for value in distance]
-        if self.pictures is not None:
-            for row, found in self.pictures.finish(trajectories, self.scorer).items():
-                notes[row] |= found
-        return notes
 
     def _log(
         self,
@@ -413,30 +382,11 @@ class GRPOAgent:
             return
         self.folder.log_metrics(self.update, metrics)
         for trajectory, score, note in zip(trajectories, reward, notes, strict=True):
-            self.folder.log_episode(
-                self.update,
-                task=trajectory.task,
-                init_state=trajectory.init_state,
-                group=trajectory.group,
-                slot=trajectory.slot,
-                success=trajectory.success,
-                valid=trajectory.valid,
-                length=trajectory.length,
-                reward=round(float(score), 6),
-                **note,
-            )
+            self.folder.log_episode(self.update, **episode_fields(trajectory, score), **note)
 
     def save(self, folder: Path) -> None:
         """Write adapter (or weights), scorer and training state into a checkpoint's folder."""
-        if self.policy.adapter is not None:
-            lora.save_adapter(self.policy, folder / names.ADAPTER_FOLDER)
-        else:
-            self.policy.save(folder / names.POLICY_FOLDER)
-        self.scorer.save(folder / names.SCORER_FOLDER)
-        if self.bank is not None:
-            self.bank.save(folder / names.SCORER_FOLDER)
-        state = {"update": self.update, "optimizer": self.optimizer.state_dict()}
-        save_tree(folder / names.TRAINING_STATE_FOLDER, state)
+        save_agent(self, folder)
 
     def load(self, folder: Path) -> None:
         """Go on from what :meth:`save` wrote.
@@ -444,18 +394,4 @@ class GRPOAgent:
         Raises:
             CheckpointError: Something in it is missing, corrupt, or does not fit.
         """
-        if self.policy.adapter is not None:
-            lora.load_adapter(self.policy, folder / names.ADAPTER_FOLDER)
-        else:
-            from vlacoach.policies.checkpoint import load_policy
-
-            stored = load_policy(folder / names.POLICY_FOLDER)
-            self.policy.model.load_state_dict(stored.model.state_dict())
-        # A loaded adapter has parameters of its own; the optimizer must not hold those of the one it replaced.
-        self._take_parameters()
-        self.scorer.load(folder / names.SCORER_FOLDER)
-        if self.bank is not None:
-            self.bank.load(folder / names.SCORER_FOLDER)
-        state = load_tree(folder / names.TRAINING_STATE_FOLDER)
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.update = int(state["update"])
+        load_agent(self, folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,20 @@ def add_statistics(total: dict[str, float], stats: dict[str, float], tokens: flo
         else:
             share = 1.0 if key in ("loss", "reference_kl") else tokens
             total[name] = total.get(name, 0.0) + share * value
+
+
+def episode_fields(trajectory: Trajectory, reward: float) -> dict[str, Any]:
+    """Identity, outcome, and reward of an episode of training, as they are logged."""
+    return {
+        "task": trajectory.task,
+        "init_state": trajectory.init_state,
+        "group": trajectory.group,
+        "slot": trajectory.slot,
+        "success": trajectory.success,
+        "valid": trajectory.valid,
+        "length": trajectory.length,
+        "reward": round(float(reward), 6),
+    }
 
 
 def rollout_metrics(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vlacoach.agents.evaluation import evaluate_split, load_trained, make_envs
+from vlacoach.agents.evidence import keeping_evidence
 from vlacoach.agents.grpo import GRPOAgent
 from vlacoach.agents.recording import LivePictures, RolloutPictures
 from vlacoach.agents.video import VideoRecorder, side_by_side, write_video
@@ -18,10 +19,12 @@ from vlacoach.rewards.check import ScorerCheck
 from vlacoach.runs import constants as names
 from vlacoach.runs.control import RemoteControl
 from vlacoach.runs.files import replace_text
+from vlacoach.runs.guards import RunGuards
 from vlacoach.runs.heartbeat import RunReporter
 from vlacoach.runs.report import write_learning_curve
 from vlacoach.runs.results import Comparison, EvaluationResult, TrainResult, compare, read_baseline, write_results
 from vlacoach.runs.splits import HELD_OUT, TRAIN, Splits, require_same_splits, write_splits
+from vlacoach.runs.stalls import StallWatch
 from vlacoach.runs.stopping import GracefulStop
 from vlacoach.runs.system import SystemSampler
 
@@ -60,7 +63,8 @@ def train(config: TrainConfig, folder: RunFolder, reporter: Reporter, resume: bo
     with GracefulStop(lambda name: reporter.message(f"{name}: stopping after this update", "warning")) as stop:
         run = TrainingRun(config, folder, reporter, stop)
         try:
-            with SystemSampler(folder.path, run.device_memory()) as run.sampler:
+            sampler = SystemSampler(folder.path, run.device_memory())
+            with sampler as run.sampler, StallWatch(folder, reporter, config.guards.stall):
                 return run.run(resume)
         finally:
             run.envs.close()
@@ -84,6 +88,7 @@ class TrainingRun:
         self.sampler: SystemSampler | None = None
         self._stop = stop
         self._control = RemoteControl(folder, reporter, stop)
+        self._guards = RunGuards(folder, config.guards, reporter)
         self.folder = folder
         self.reporter = reporter
         self.policy = load_trained(config, for_training=True)
@@ -122,6 +127,7 @@ class TrainingRun:
         if resume:
             require_same_splits(self.folder, self._splits)
             self._resume()
+            self._guards.catch_up()
         else:
             write_splits(self.folder, self._splits)
             # Before anything that takes time, so that there is always something to resume.
@@ -151,6 +157,7 @@ class TrainingRun:
             done = self.agent.update
             lost = {names.WORKERS_REPLACED: self.envs.workers_lost}
             self.folder.log_metrics(done, {names.TIME_ELAPSED: self._elapsed(), **lost})
+            self._guards.look()
             last = done == grpo.updates or self._out_of_time()
             if (self._control.take("evaluate") or (every and done % every == 0)) and not last:
                 self._log_evaluation(HELD_OUT, self._evaluate_split(HELD_OUT, None))
@@ -228,17 +235,18 @@ class TrainingRun:
             videos = VideoRecorder(self.folder.path / names.VIDEOS_FOLDER, f"{when}_")
             self._videos[when] = videos
         self.folder.log_event("stage", stage=names.STAGE_EVALUATION, update=self.agent.update)
-        return evaluate_split(
-            self.policy,
-            self.envs,
-            self.config,
-            states,
-            split,
-            self.reporter,
-            on_look=self._beat,
-            videos=videos,
-            on_pictures=self._show,
-        )
+        with keeping_evidence(self.agent, names.STAGE_EVALUATION):
+            return evaluate_split(
+                self.policy,
+                self.envs,
+                self.config,
+                states,
+                split,
+                self.reporter,
+                on_look=self._beat,
+                videos=videos,
+                on_pictures=self._show,
+            )
 
     def _beat(self) -> None:
         self.folder.beat()

@@ -40,6 +40,7 @@ CHANGEABLE = (
     "grpo.minutes",
     "checkpoint.",
     "logging.",
+    "guards.",
     "env.workers",
     "grpo.micro_batch",
     "grpo.feature_budget",

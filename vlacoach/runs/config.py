@@ -251,6 +251,22 @@ class LoggingConfig(Section):
         return tuple(dict.fromkeys(trackers))
 
 
+class GuardsConfig(Section):
+    """When a run warns; numbers that are not finite and a first ratio off 1 stop it in any case."""
+
+    window: Positive = 5
+    """Updates at the start, and latest ones, that entropy and success are averaged over and compared."""
+    entropy: Fraction = 0.2
+    """Warn if the entropy of action tokens falls below this share of what it was at the start; 0 never warns."""
+    success: Annotated[float, Field(gt=0.0, lt=1.0)] | None = 0.99
+    """Warn if success has fallen, with this confidence: Wilson's intervals of start and present lie apart, a prompt
+    counting as one trial. null never warns."""
+    memory: Annotated[float, Field(gt=0.0)] | None = 0.1
+    """Warn if resident memory grows steadily by more than this share an hour; null never warns."""
+    stall: Annotated[float, Field(gt=0.0)] | None = 180.0
+    """Warn if there is no sign of life for this many seconds; null never warns."""
+
+
 class TrainConfig(Section):
     """Everything that decides the result of a training run."""
 
@@ -265,6 +281,7 @@ class TrainConfig(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     logging: LoggingConfig = LoggingConfig()
+    guards: GuardsConfig = GuardsConfig()
 
     @classmethod
     def load(cls, file: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:

@@ -32,6 +32,8 @@ CURVES_FILE = "learning_curve.png"
 REPORT_FILE = "report.html"
 CHECKPOINTS_FOLDER = "checkpoints"
 VIDEOS_FOLDER = "videos"
+EVIDENCE_FOLDER = "evidence"
+"""What a guard that stopped the training has kept, a folder for each time."""
 LATEST_LINK = "latest"
 
 # Inside a checkpoint.

@@ -10,6 +10,7 @@ import re
 import secrets
 import socket
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -56,6 +57,7 @@ class RunFolder:
         self._trackers = Trackers(lambda message, advice: self.alert("warning", message, advice))
         self._lock = -1
         self._last_beat = -BEAT_SECONDS
+        self._alert_lock = threading.Lock()
         self._progress: tuple[str | None, int | None, int | None] = (None, None, None)
 
     # Making and finding
@@ -288,8 +290,9 @@ class RunFolder:
         self.writer(names.EVENTS_FILE).write({"event": kind, **fields})
 
     def alert(self, level: str, message: str, advice: str | None = None, **fields: Any) -> None:
-        """Append a line to alerts.jsonl; ``level`` is ``"warning"`` or ``"error"``."""
-        self.writer(names.ALERTS_FILE).write({"level": level, "message": message, "advice": advice, **fields})
+        """Append a line to alerts.jsonl, from any thread; ``level`` is ``"warning"`` or ``"error"``."""
+        with self._alert_lock:
+            self.writer(names.ALERTS_FILE).write({"level": level, "message": message, "advice": advice, **fields})
 
     def log(self, text: str) -> None:
         """Append a dated line to log.txt."""
@@ -311,6 +314,11 @@ class RunFolder:
         changed = (stage, total) != (self._progress[0], self._progress[2])
         self._progress = (stage, done, total)
         self.beat(force=changed)
+
+    @property
+    def last_beat(self) -> float:
+        """When this process last wrote a heartbeat, by ``time.monotonic``; below 0 if it has not yet."""
+        return self._last_beat
 
     def beat(self, force: bool = False) -> None:
         """Say that the run is alive; cheap enough to call at every simulator step.
