@@ -90,6 +90,10 @@ class RunError(VlacoachError):
     exit_code = ExitCode.RUN
 
 
+class RankError(RunError):
+    """One of several processes that train together is lost, hangs, or has come to other numbers than the rest."""
+
+
 class DivergedError(VlacoachError):
     """Training that must not go on: what it would do from here on is wrong.
 

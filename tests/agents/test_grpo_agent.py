@@ -14,6 +14,7 @@ from toy_envs import ToyEnvs, toy_config, toy_policy
 from vlacoach.agents.batching import cut, look_batches, pad_tokens
 from vlacoach.agents.grpo import GRPOAgent
 from vlacoach.agents.objectives import clipped_loss, kl_penalty
+from vlacoach.agents.sharing import StepSizes
 from vlacoach.errors import CheckpointError, NonFiniteError, VlacoachError
 from vlacoach.policies import lora
 from vlacoach.policies.log_prob import action_log_prob
@@ -61,7 +62,7 @@ def whole_loss(
     agent: GRPOAgent, trajectories: Sequence[Trajectory], advantage: np.ndarray
 ) -> tuple[torch.Tensor, dict[str, float]]:
     """The loss of an optimizer step whose only micro-batch these are."""
-    return agent.loss(trajectories, torch.from_numpy(advantage), agent.token_weights(trajectories))
+    return agent.loss(trajectories, torch.from_numpy(advantage), agent.token_weights(StepSizes.of(trajectories)))
 
 
 def gradient(agent: GRPOAgent, trajectories: Sequence[Trajectory], advantage: np.ndarray) -> torch.Tensor:

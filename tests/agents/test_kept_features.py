@@ -14,6 +14,7 @@ from toy_envs import ToyEnvs, jobs_for, toy_config, toy_policy
 from vlacoach.agents.grpo import GRPOAgent
 from vlacoach.agents.prompts import Prompt
 from vlacoach.agents.rollout import collect
+from vlacoach.agents.sharing import StepSizes
 from vlacoach.policies import VLAPolicy
 from vlacoach.rewards import Scorer, Trajectory, make_scorer
 from vlacoach.rewards.scorers import SuccessScorer
@@ -61,7 +62,9 @@ def advantages(trajectories: Sequence[Trajectory]) -> np.ndarray:
 
 def loss_and_gradient(agent: GRPOAgent, trajectories: Sequence[Trajectory]) -> tuple[torch.Tensor, torch.Tensor]:
     agent.optimizer.zero_grad(set_to_none=True)
-    loss, _ = agent.loss(trajectories, torch.from_numpy(advantages(trajectories)), agent.token_weights(trajectories))
+    loss, _ = agent.loss(
+        trajectories, torch.from_numpy(advantages(trajectories)), agent.token_weights(StepSizes.of(trajectories))
+    )
     loss.backward()
     return loss.detach(), gradient(agent)
 

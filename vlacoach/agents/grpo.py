@@ -15,7 +15,7 @@ vision tower is frozen, and the features of the rollout serve reward and update;
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -42,9 +42,18 @@ from vlacoach.agents.objectives import (
 )
 from vlacoach.agents.optimizer_step import optimizer_step
 from vlacoach.agents.prompts import PromptSampler
-from vlacoach.agents.recording import RolloutPictures, episode_notes
+from vlacoach.agents.ranks import Ranks
+from vlacoach.agents.recording import RolloutPictures
 from vlacoach.agents.rollout import ChunkEnvs, Job, collect
 from vlacoach.agents.seeding import Stream, derived_seed, numpy_generator, torch_generator
+from vlacoach.agents.sharing import (
+    Outcomes,
+    SharedBatch,
+    StepSizes,
+    require_same_weights,
+    shared_references,
+    shared_trajectories,
+)
 from vlacoach.policies import lora
 from vlacoach.policies.log_prob import action_log_prob
 from vlacoach.policies.policy import VLAPolicy
@@ -76,6 +85,7 @@ class GRPOAgent:
         config: Everything that decides the result.
         folder: Where metrics, episodes and checkpoints go; None keeps nothing.
         reporter: Shows progress.
+        ranks: The processes that train together, of which this is one; None trains alone.
 
     Attributes:
         update: Updates done.
@@ -97,6 +107,7 @@ class GRPOAgent:
         config: TrainConfig | None = None,
         folder: RunFolder | None = None,
         reporter: Reporter | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
         policy.require_tokens()
         self.policy = policy
@@ -105,6 +116,7 @@ class GRPOAgent:
         self.config = config or TrainConfig()
         self.folder = folder
         self.reporter = reporter or NullReporter()
+        self.ranks = scorer.peers = ranks or Ranks()
         self.update = 0
         settings, num_tasks = self.config.policy, len(envs.suite.tasks) if hasattr(envs, "suite") else 1
         if settings.full:
@@ -162,7 +174,7 @@ class GRPOAgent:
             fit = self.fit_scorer(trajectories)
             witness.reward = reward = self.reward(trajectories)
             require_finite("The reward", torch.from_numpy(reward))
-            notes = episode_notes(trajectories, self.scorer, self.pictures)
+            videos = {} if self.pictures is None else self.pictures.finish(trajectories, self.scorer)
             self.remember(trajectories)
         with self._stage(names.STAGE_FILTER):
             kept = self.informative(trajectories, reward)
@@ -170,18 +182,22 @@ class GRPOAgent:
             witness.advantage = advantage = self.advantage(trajectories, reward)
         with self._stage(names.STAGE_UPDATE):
             stats = self.improve([trajectories[i] for i in kept], advantage[kept])
+            require_same_weights(self.parameters, self.ranks)
         self.update += 1
-        metrics = {**rollout_metrics(trajectories, reward, kept), **fit, **stats}
+        details = self.scorer.last_details
+        distance = None if details is None else details.distance
+        outcomes = Outcomes.of(trajectories, reward, kept, distance).gathered(self.ranks)
+        metrics = {**rollout_metrics(outcomes), **fit, **stats}
         metrics |= {names.TIME_PREFIX + stage: seconds for stage, seconds in self._seconds.items()}
         metrics[names.TIME_TOTAL] = sum(self._seconds.values())
-        self._log(trajectories, reward, metrics, notes)
+        self._log(outcomes, metrics, {trajectories[row].slot: found for row, found in videos.items()})
         self.witness = Witness()  # Their features take more memory than all else, and the next rollout needs it.
         return metrics
 
     # The stages of an update
 
     def rollout(self) -> list[Trajectory]:
-        """Play ``group_size`` episodes of each of the next prompts."""
+        """Play ``group_size`` episodes of each of the next prompts; with several ranks, this one's share of them."""
         grpo = self.config.grpo
         prompts = self.prompts.draw(self.update * grpo.prompts, grpo.prompts)
         jobs = [
@@ -191,7 +207,7 @@ class GRPOAgent:
                 prompt=prompt,
                 generator=torch_generator(self.config.seed, Stream.ROLLOUT, self.update, group, sample),
             )
-            for group, prompt in enumerate(prompts)
+            for group, prompt in ((number, prompts[number]) for number in self.ranks.mine(len(prompts)))
             for sample in range(grpo.group_size)
         ]
         self.reporter.stage(names.STAGE_ROLLOUT, len(jobs))
@@ -221,9 +237,10 @@ class GRPOAgent:
         """Train a scorer that learns: as soon as there is a success to learn from, and at intervals after that."""
         every = self.config.reward.refit_every
         due = not self.scorer.fitted or (every > 0 and self.update % every == 0)
-        if not due or not self.scorer.can_fit(trajectories):
+        if not due or not self.ranks.any(self.scorer.can_fit(trajectories)):
             return {}
-        fit = self.scorer.fit(trajectories, seed=derived_seed(self.config.seed, Stream.SCORER, self.update))
+        everyone = shared_trajectories(trajectories, self.scorer, self.ranks)
+        fit = self.scorer.fit(everyone, seed=derived_seed(self.config.seed, Stream.SCORER, self.update))
         return {f"scorer/{key}": value for key, value in fit.items()}
 
     def reward(self, trajectories: Sequence[Trajectory]) -> NDArray[np.float64]:
@@ -238,7 +255,8 @@ class GRPOAgent:
     def remember(self, trajectories: Sequence[Trajectory]) -> None:
         """Keep successes as references of later updates; after scoring, where they are references already."""
         if self.bank is not None and self.scorer.fitted:
-            self.bank.add(self.scorer, trajectories)
+            for task, reference in shared_references(trajectories, self.scorer, self.ranks):
+                self.bank.keep(self.scorer, task, reference)
 
     def informative(self, trajectories: Sequence[Trajectory], reward: NDArray[np.float64]) -> list[int]:
         """Rows to learn from: valid, in a group whose success rate lies between the filter's bounds.
@@ -275,17 +293,19 @@ class GRPOAgent:
         for parameter_group in self.optimizer.param_groups:
             parameter_group["lr"] = rate
         history: list[dict[str, float]] = []
+        batch = SharedBatch(trajectories, self.ranks)
         if trajectories:
             self.reporter.stage(names.STAGE_UPDATE, grpo.epochs * len(trajectories))
         for epoch in range(grpo.epochs):
             generator = numpy_generator(self.config.seed, Stream.MINIBATCHES, self.update, epoch)
-            order = generator.permutation(len(trajectories))
-            for rows in np.array_split(order, min(grpo.minibatches, max(1, len(trajectories)))):
+            order = generator.permutation(len(batch))
+            for rows in np.array_split(order, min(grpo.minibatches, max(1, len(batch)))):
                 if not len(rows):
                     continue
                 self.witness.steps += 1
-                chosen = [trajectories[i] for i in rows]
-                history.append(optimizer_step(self, chosen, advantage[rows], first=not history))
+                own, sizes = batch.step(rows)
+                chosen = [trajectories[i] for i in own]
+                history.append(optimizer_step(self, chosen, advantage[own], sizes, first=not history))
             if grpo.target_kl is not None and history and history[-1][names.TRAIN_KL] > grpo.target_kl:
                 break
         stats = {key: float(np.mean([step[key] for step in history])) for key in (history[0] if history else {})}
@@ -293,11 +313,10 @@ class GRPOAgent:
             stats[names.TRAIN_RATIO_FIRST] = history[0]["train/ratio_mean"]
         return {**stats, names.TRAIN_LEARNING_RATE: rate, "train/steps": float(len(history))}
 
-    def token_weights(self, trajectories: Sequence[Trajectory]) -> Tensor:
-        """(B,) float32: what a token of each trajectory counts for in an optimizer step on all of them."""
-        counts = self.policy.action_dim * torch.tensor([t.length for t in trajectories])
-        width = self.policy.config.num_action_tokens * max(t.num_looks for t in trajectories)
-        return token_weights(counts, width, self.config.grpo.reduction)
+    def token_weights(self, sizes: StepSizes) -> Tensor:
+        """(N,) float32: what a token of each trajectory counts for in an optimizer step on all of them."""
+        width = self.policy.config.num_action_tokens * int(sizes.looks.max())
+        return token_weights(self.policy.action_dim * sizes.actions, width, self.config.grpo.reduction)
 
     def loss(
         self, trajectories: Sequence[Trajectory], advantage: Tensor, weight: Tensor
@@ -360,6 +379,7 @@ class GRPOAgent:
         if self.folder is not None:
             self.folder.log_event("stage", stage=name, update=self.update + 1)
             self.folder.progress(name)
+        self.ranks.enter(f"{name} of update {self.update + 1}")
         with keeping_evidence(self, name):
             yield
         self._seconds[name] = self._seconds.get(name, 0.0) + self.clock() - start
@@ -368,21 +388,17 @@ class GRPOAgent:
         """Give a sign of life."""
         if self.folder is not None:
             self.folder.beat()
+        self.ranks.beat()
         self.on_beat()
 
-    def _log(
-        self,
-        trajectories: Sequence[Trajectory],
-        reward: NDArray[np.float64],
-        metrics: dict[str, float],
-        notes: Sequence[dict[str, Any]],
-    ) -> None:
+    def _log(self, outcomes: Outcomes, metrics: dict[str, float], videos: Mapping[int, dict[str, Any]]) -> None:
         self.reporter.update(metrics, self.update, self.config.grpo.updates)
         if self.folder is None:
             return
         self.folder.log_metrics(self.update, metrics)
-        for trajectory, score, note in zip(trajectories, reward, notes, strict=True):
-            self.folder.log_episode(self.update, **episode_fields(trajectory, score), **note)
+        for row in range(len(outcomes)):
+            fields = episode_fields(outcomes, row)
+            self.folder.log_episode(self.update, **fields, **videos.get(fields["slot"], {}))
 
     def save(self, folder: Path) -> None:
         """Write adapter (or weights), scorer and training state into a checkpoint's folder."""

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from vlacoach.agents.sharing import Outcomes
 from vlacoach.rewards.metrics import auroc
-from vlacoach.rewards.trajectory import Trajectory
 from vlacoach.runs import constants as names
 
 
@@ -24,52 +23,49 @@ def add_statistics(total: dict[str, float], stats: dict[str, float], tokens: flo
             total[name] = total.get(name, 0.0) + share * value
 
 
-def episode_fields(trajectory: Trajectory, reward: float) -> dict[str, Any]:
-    """Identity, outcome, and reward of an episode of training, as they are logged."""
-    return {
-        "task": trajectory.task,
-        "init_state": trajectory.init_state,
-        "group": trajectory.group,
-        "slot": trajectory.slot,
-        "success": trajectory.success,
-        "valid": trajectory.valid,
-        "length": trajectory.length,
-        "reward": round(float(reward), 6),
-    }
+def add_ranks(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Statistics of a whole step from those of each rank's share; empty for a rank that had none."""
+    total: dict[str, float] = {}
+    for part in parts:
+        for name, value in part.items():
+            merged = max if name == "train/ratio_max" else float.__add__
+            total[name] = merged(total[name], value) if name in total else value
+    return total
 
 
-def rollout_metrics(
-    trajectories: Sequence[Trajectory], reward: NDArray[np.float64], kept: Sequence[int]
-) -> dict[str, float]:
-    """Success, length, and reward of the episodes of an update, and how many groups say something.
-
-    Args:
-        trajectories: B episodes.
-        reward: (B,) scores.
-        kept: Rows that are learned from.
-    """
-    valid = [i for i, trajectory in enumerate(trajectories) if trajectory.valid]
-    success = np.array([trajectories[i].success for i in valid], dtype=np.bool_)
-    groups: dict[int, list[bool]] = {}
-    for i in valid:
-        groups.setdefault(trajectories[i].group, []).append(trajectories[i].success)
+def rollout_metrics(outcomes: Outcomes) -> dict[str, float]:
+    """Success, length, and reward of the episodes of an update, and how many groups say something."""
+    valid, reward = outcomes["valid"], outcomes["reward"][outcomes["valid"]]
+    success, group, task = (outcomes[key][valid] for key in ("success", "group", "task"))
+    played = len(success) > 0
+    rates = np.array([success[group == number].mean() for number in np.unique(group)])
     metrics = {
-        names.ROLLOUT_SUCCESS: float(success.mean()) if valid else 0.0,
-        names.ROLLOUT_EPISODES: float(len(valid)),
-        "rollout/invalid": float(len(trajectories) - len(valid)),
-        names.ROLLOUT_LENGTH: float(np.mean([trajectories[i].length for i in valid])) if valid else 0.0,
-        names.ROLLOUT_ENV_STEPS: float(sum(trajectory.length for trajectory in trajectories)),
-        names.ROLLOUT_GROUPS: float(len(groups)),
-        names.ROLLOUT_GROUPS_KEPT: float(len({trajectories[i].group for i in kept})),
-        names.ROLLOUT_GROUPS_FAILED: float(sum(not any(group) for group in groups.values())),
-        names.ROLLOUT_GROUPS_SOLVED: float(sum(all(group) for group in groups.values())),
-        names.REWARD_MEAN: float(reward[valid].mean()) if valid else 0.0,
+        names.ROLLOUT_SUCCESS: float(success.mean()) if played else 0.0,
+        names.ROLLOUT_EPISODES: float(len(success)),
+        "rollout/invalid": float(len(valid) - len(success)),
+        names.ROLLOUT_LENGTH: float(outcomes["length"][valid].mean()) if played else 0.0,
+        names.ROLLOUT_ENV_STEPS: float(outcomes["length"].sum()),
+        names.ROLLOUT_GROUPS: float(len(rates)),
+        names.ROLLOUT_GROUPS_KEPT: float(len(np.unique(outcomes["group"][outcomes["kept"]]))),
+        names.ROLLOUT_GROUPS_FAILED: float((rates == 0).sum()),
+        names.ROLLOUT_GROUPS_SOLVED: float((rates == 1).sum()),
+        names.REWARD_MEAN: float(reward.mean()) if played else 0.0,
     }
-    if valid and not success.all():
-        metrics[names.REWARD_FAILURE_MEAN] = float(reward[valid][~success].mean())
-    if valid and 0 < success.sum() < len(success):
-        metrics[names.REWARD_AUROC] = auroc(reward[valid], success)
-    for task in sorted({trajectories[i].task for i in valid}):
-        outcomes = [trajectories[i].success for i in valid if trajectories[i].task == task]
-        metrics[f"rollout/success/{task}"] = float(np.mean(outcomes))
+    if played and not success.all():
+        metrics[names.REWARD_FAILURE_MEAN] = float(reward[~success].mean())
+    if 0 < success.sum() < len(success):
+        metrics[names.REWARD_AUROC] = auroc(reward, success)
+    for number in np.unique(task):
+        metrics[f"rollout/success/{number}"] = float(success[task == number].mean())
     return metrics
+
+
+def episode_fields(outcomes: Outcomes, row: int) -> dict[str, Any]:
+    """What is logged of an episode, whatever else is known of it."""
+    fields: dict[str, Any] = {key: int(outcomes[key][row]) for key in ("task", "init_state", "group", "slot")}
+    fields |= {key: bool(outcomes[key][row]) for key in ("success", "valid")}
+    fields["length"] = int(outcomes["length"][row])
+    fields["reward"] = round(float(outcomes["reward"][row]), 6)
+    if np.isfinite(distance := outcomes["distance"][row]):
+        fields["distance"] = float(distance)
+    return fields

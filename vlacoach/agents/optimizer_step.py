@@ -14,8 +14,9 @@ import torch
 from numpy.typing import NDArray
 
 from vlacoach.agents.batching import cut, look_batches
-from vlacoach.agents.metrics import add_statistics
+from vlacoach.agents.metrics import add_ranks, add_statistics
 from vlacoach.agents.objectives import require_finite
+from vlacoach.agents.sharing import StepSizes
 from vlacoach.errors import RatioError, UpdateMemoryError
 from vlacoach.rewards.trajectory import Trajectory
 from vlacoach.runs import constants as names
@@ -35,14 +36,19 @@ RuntimeErrors."""
 
 
 def optimizer_step(
-    agent: GRPOAgent, trajectories: Sequence[Trajectory], advantage: NDArray[np.float32], first: bool
+    agent: GRPOAgent,
+    trajectories: Sequence[Trajectory],
+    advantage: NDArray[np.float32],
+    sizes: StepSizes,
+    first: bool,
 ) -> dict[str, float]:
     """Improve the policy by one step on some trajectories.
 
     Args:
-        agent: Gives the loss, the optimizer, and the size of micro-batches.
-        trajectories: B trajectories.
+        agent: Gives the loss, the optimizer, the size of micro-batches, and the other ranks.
+        trajectories: B trajectories, this rank's share of those that the step learns from; there may be none.
         advantage: (B,) float32.
+        sizes: Of all that the step learns from.
         first: Whether this is the first step since the rollout, whose probability ratio must be 1.
 
     Returns:
@@ -53,7 +59,8 @@ def optimizer_step(
         RatioError: The first ratio is not 1; the weights are as before.
         UpdateMemoryError: Memory ran out a second time.
     """
-    stats = _gradient(agent, trajectories, advantage)
+    stats = _gradient(agent, trajectories, advantage, sizes)
+    stats = add_ranks(agent.ranks.gather_json(stats))
     deviation, tolerance = stats["train/ratio_deviation"], RATIO_TOLERANCE[agent.policy.precision]
     if first and deviation > tolerance:
         raise RatioError(
@@ -62,6 +69,7 @@ def optimizer_step(
             "What is being trained is not what acted: is dropout on, or was the policy changed?",
         )
     try:
+        _add_gradients(agent)
         norm = _clip(agent)
         agent.optimizer.step()
     except (RuntimeError, MemoryError) as error:
@@ -73,6 +81,16 @@ def optimizer_step(
     return {**stats, names.TRAIN_GRADIENT_NORM: norm}
 
 
+def _add_gradients(agent: GRPOAgent) -> None:
+    """Sum the gradient over the ranks; one that had nothing to learn from takes part with zeros."""
+    if agent.ranks.size == 1:
+        return
+    for parameter in agent.parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    agent.ranks.add([parameter.grad for parameter in agent.parameters if parameter.grad is not None])
+
+
 def _clip(agent: GRPOAgent) -> float:
     """Scale the gradient down to its greatest norm; returns the norm it had."""
     gradients = [parameter.grad for parameter in agent.parameters if parameter.grad is not None]
@@ -82,10 +100,12 @@ def _clip(agent: GRPOAgent) -> float:
     return float(norm)
 
 
-def _gradient(agent: GRPOAgent, trajectories: Sequence[Trajectory], advantage: NDArray[np.float32]) -> dict[str, float]:
+def _gradient(
+    agent: GRPOAgent, trajectories: Sequence[Trajectory], advantage: NDArray[np.float32], sizes: StepSizes
+) -> dict[str, float]:
     """Sum the gradient up, if need be once more with half the micro-batch; returns the statistics."""
     try:
-        return _accumulate(agent, trajectories, advantage)
+        return _accumulate(agent, trajectories, advantage, sizes)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
@@ -96,7 +116,7 @@ def _gradient(agent: GRPOAgent, trajectories: Sequence[Trajectory], advantage: N
     # Only here: while it is handled, the error holds on to whatever the pass had computed.
     _shrink(agent, used, reason)
     try:
-        return _accumulate(agent, trajectories, advantage)
+        return _accumulate(agent, trajectories, advantage, sizes)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
@@ -136,14 +156,14 @@ def _give_up(agent: GRPOAgent, error: BaseException) -> UpdateMemoryError:
 
 
 def _accumulate(
-    agent: GRPOAgent, trajectories: Sequence[Trajectory], advantage: NDArray[np.float32]
+    agent: GRPOAgent, trajectories: Sequence[Trajectory], advantage: NDArray[np.float32], sizes: StepSizes
 ) -> dict[str, float]:
     """Sum the gradient up from zero over micro-batches of looks; returns the statistics of all."""
     agent.optimizer.zero_grad(set_to_none=True)
     agent.witness.log_prob.clear()
     total: dict[str, float] = {}
-    looks, weights = [t.num_looks for t in trajectories], agent.token_weights(trajectories)
-    actions, done = sum(t.length for t in trajectories), 0
+    looks, weights = [t.num_looks for t in trajectories], agent.token_weights(sizes)[sizes.own]
+    actions, done = int(sizes.actions.sum()), 0
     try:
         for pieces in look_batches(looks, agent.micro_batch):
             part = [cut(trajectories[row], start, stop) for row, start, stop in pieces]

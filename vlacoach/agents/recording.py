@@ -121,19 +121,6 @@ class RolloutPictures:
         return notes
 
 
-def episode_notes(
-    trajectories: Sequence[Trajectory], scorer: Scorer, pictures: RolloutPictures | None
-) -> list[dict[str, Any]]:
-    """What is logged of each episode beside its outcome: distance to success, and where its video is."""
-    details = scorer.last_details
-    distance = np.full(len(trajectories), np.nan) if details is None else details.distance
-    notes = [{"distance": float(value)} if np.isfinite(value) else {} for value in distance]
-    if pictures is not None:
-        for row, found in pictures.finish(trajectories, scorer).items():
-            notes[row] |= found
-    return notes
-
-
 def progress(trajectory: Trajectory, successes: Sequence[Trajectory], scorer: Scorer) -> list[float] | None:
     """How much of the way to success an episode has come at each look, by the scorer's distance.
 

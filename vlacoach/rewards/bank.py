@@ -71,8 +71,12 @@ class ReferenceBank:
         self._serve(scorer)
         for trajectory in trajectories:
             if trajectory.valid and trajectory.success:
-                reference = checked_reference(scorer, trajectory)
-                self._kept.setdefault(int(trajectory.task), deque(maxlen=self.capacity)).append(reference)
+                self.keep(scorer, trajectory.task, checked_reference(scorer, trajectory))
+
+    def keep(self, scorer: Scorer, task: int, reference: Tensor) -> None:
+        """Keep what :func:`checked_reference` gave of one success; arguments and errors of :meth:`add`."""
+        self._serve(scorer)
+        self._kept.setdefault(int(task), deque(maxlen=self.capacity)).append(reference)
 
     def embeddings(
         self, scorer: Scorer, tasks: Iterable[int] | None = None

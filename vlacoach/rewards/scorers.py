@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from vlacoach.errors import CheckpointError, NonFiniteError, UnknownNameError, VlacoachError
+from vlacoach.rewards.peers import Columns, Peers
 from vlacoach.rewards.self_referential import (
     NOT_CLUSTERED,
     RewardRule,
@@ -60,6 +61,7 @@ class Scorer(ABC):
 
     Attributes:
         last_details: What the last call of :meth:`rewards` computed on the way, for logs; None before the first.
+        peers: The processes that share a batch; their episodes are compared with one another.
 
     Raises:
         UnknownNameError: If ``rule`` names a constant that does not exist.
@@ -74,6 +76,7 @@ class Scorer(ABC):
                 raise UnknownNameError("constant of the reward rule", key, known)
         self.rule = RewardRule(**(rule or {}))
         self.last_details: SelfReferentialDetails | None = None
+        self.peers = Peers()
 
     @abstractmethod
     def embed(self, trajectory: Trajectory) -> npt.NDArray[np.float32]:
@@ -140,7 +143,7 @@ class Scorer(ABC):
                     "not (D,)."
                 )
             check_says_something("embedding", row, trajectory)
-        return np.stack(rows)
+        return np.stack(rows) if rows else np.empty((0, 0), dtype=np.float32)
 
     def reference(self, trajectory: Trajectory) -> Tensor:
         """What to keep of a success so that :meth:`embed_reference` can embed it in later updates.
@@ -176,35 +179,49 @@ class Scorer(ABC):
             VlacoachError: An embedding is missing or all zeros; names the rollout slot.
         """
         rows = len(trajectories)
-        success = np.array([trajectory.success for trajectory in trajectories], dtype=bool)
-        valid = np.array([trajectory.valid for trajectory in trajectories], dtype=bool)
+        outcomes = {
+            "success": np.array([trajectory.success for trajectory in trajectories], dtype=bool),
+            "valid": np.array([trajectory.valid for trajectory in trajectories], dtype=bool),
+            "task": np.array([trajectory.task for trajectory in trajectories], dtype=np.int64),
+            "slot": np.array([trajectory.slot for trajectory in trajectories], dtype=np.int64),
+            "rank": np.full(rows, self.peers.rank, dtype=np.int64),
+        }
         nan = np.full(rows, np.nan)
         result = SelfReferentialDetails(
-            score=np.where(success & valid, self.rule.success_reward, 0.0),
+            score=np.where(outcomes["success"] & outcomes["valid"], self.rule.success_reward, 0.0),
             distance=nan,
             normalized_distance=nan.copy(),
             cluster=np.full(rows, NOT_CLUSTERED, dtype=np.int64),
             cluster_count=0,
-            usable=valid,
+            usable=outcomes["valid"],
         )
-        graded = _rows_to_compare(trajectories, () if bank is None else bank.tasks)
-        if not len(graded):
+        compared = _tasks_to_compare(self.peers.gather(outcomes), () if bank is None else bank.tasks)
+        if not compared:
             return result
-        tasks = [trajectories[row].task for row in graded]
-        references, reference_task = (None, None) if bank is None else bank.embeddings(self, tasks)
+        graded = np.flatnonzero(outcomes["valid"] & np.isin(outcomes["task"], sorted(compared)))
+        mine = {key: column[graded] for key, column in outcomes.items()}
+        batch = self.peers.gather({"embedding": self.embed_all([trajectories[row] for row in graded.tolist()]), **mine})
+        if self.peers.size > 1:
+            # As one process would have them, so that sums are rounded alike.
+            order = np.argsort(batch["slot"], kind="stable")
+            batch = {key: column[order] for key, column in batch.items()}
+        references, reference_task = (None, None) if bank is None else bank.embeddings(self, compared)
         part = self_referential_details(
-            self.embed_all([trajectories[row] for row in graded]),
-            success[graded],
-            tasks,
+            batch["embedding"],
+            batch["success"],
+            batch["task"],
             **asdict(self.rule),
             references=references,
             reference_task=reference_task,
         )
-        result.score[graded] = part.score
-        result.distance[graded] = part.distance
-        result.normalized_distance[graded] = part.normalized_distance
-        result.cluster[graded] = part.cluster
-        result.usable[graded] = part.usable
+        own = np.flatnonzero(batch["rank"] == self.peers.rank)
+        if self.peers.size > 1:
+            graded = graded[np.argsort(mine["slot"], kind="stable")]
+        result.score[graded] = part.score[own]
+        result.distance[graded] = part.distance[own]
+        result.normalized_distance[graded] = part.normalized_distance[own]
+        result.cluster[graded] = part.cluster[own]
+        result.usable[graded] = part.usable[own]
         return SelfReferentialDetails(**{**vars(result), "cluster_count": part.cluster_count})
 
     def rewards(self, trajectories: Sequence[Trajectory], bank: ReferenceBank | None = None) -> npt.NDArray[np.float64]:
@@ -364,10 +381,10 @@ def read_description(folder: str | os.PathLike[str]) -> dict[str, Any]:
     return description
 
 
-def _rows_to_compare(trajectories: Sequence[Trajectory], known: Container[int]) -> npt.NDArray[np.int64]:
-    outcomes: dict[int, set[bool]] = defaultdict(set)
-    for trajectory in trajectories:
-        if trajectory.valid:
-            outcomes[trajectory.task].add(bool(trajectory.success))
-    graded = {task for task, seen in outcomes.items() if False in seen and (True in seen or task in known)}
-    return np.array([row for row, one in enumerate(trajectories) if one.valid and one.task in graded], dtype=np.int64)
+def _tasks_to_compare(outcomes: Columns, known: Container[int]) -> set[int]:
+    """Tasks with a failure, and a success to compare it with, of this batch or known from before."""
+    seen: dict[int, set[bool]] = defaultdict(set)
+    valid = outcomes["valid"]
+    for task, success in zip(outcomes["task"][valid], outcomes["success"][valid], strict=True):
+        seen[int(task)].add(bool(success))
+    return {task for task, found in seen.items() if False in found and (True in found or task in known)}
