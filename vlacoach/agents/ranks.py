@@ -24,7 +24,7 @@ import torch.distributed as dist
 from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 from torch import Tensor
-from torch.distributed.distributed_c10d import Store, TCPStore
+from torch.distributed import Store, TCPStore  # type: ignore[attr-defined]
 
 from vlacoach.errors import RankError
 from vlacoach.rewards.peers import Columns, Peers
