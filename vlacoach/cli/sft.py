@@ -9,17 +9,10 @@ from typing import Annotated
 import typer
 
 from vlacoach.cli.console import narration, show, show_json, verbosity
-from vlacoach.cli.options import OUTPUT, POLICY, Head, Json, Quantize, UnnormKey
+from vlacoach.cli.options import OUTPUT, POLICY, Gripper, Head, Json, Quantize, UnnormKey
 from vlacoach.errors import ConfigError
 
 _DATA, _FIT = "Data", "Optimization"
-
-
-class Gripper(str, Enum):
-    """What the last number of an action means."""
-
-    ENV = "env"
-    RLDS = "rlds"
 
 
 class Dtype(str, Enum):

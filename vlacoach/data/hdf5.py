@@ -55,6 +55,7 @@ class Demonstration:
         init_state: Index of the official initial state, or None if unknown.
         object_names: Names of the objects in ``object_positions``.
         object_positions: (T, K, 3) float32 in m, or None.
+        success: Whether the goal was reached; rollouts of a policy may fail.
     """
 
     task: str
@@ -69,6 +70,7 @@ class Demonstration:
     init_state: int | None = None
     object_names: tuple[str, ...] = ()
     object_positions: NDArray[np.float32] | None = None
+    success: bool = True
 
     @property
     def length(self) -> int:
@@ -92,10 +94,8 @@ def _open(file: Path, mode: str) -> Any:
     try:
         return h5py.File(file, mode)
     except OSError as error:
-        raise DemonstrationError(
-            f"The demonstration file {file} cannot be read: {error}.",
-            "It was probably cut off while it was written or copied; move it away and collect or download it again.",
-        ) from error
+        hint = "It was probably cut off while it was written or copied; move it away and collect or download it again."
+        raise DemonstrationError(f"The demonstration file {file} cannot be read: {error}.", hint) from error
 
 
 def _index(name: str) -> int:
@@ -170,6 +170,7 @@ class DemonstrationWriter:
         data.attrs["render_profile"] = self.render_profile
         data.attrs["bddl_file_name"] = bddl_file
         data.attrs["env_name"] = self.problem
+        data.attrs["tag"], data.attrs["macros_image_convention"] = "libero-v1", "opengl"
         data.attrs["problem_info"] = json.dumps(
             {"problem_name": self.problem, "domain_name": "robosuite", "language_instruction": self.instruction}
         )
@@ -229,7 +230,7 @@ def _write_arrays(group: Any, episode: Demonstration) -> None:
     last[-1:] = 1
     group["actions"] = episode.actions.astype(np.float64)
     group["expert_actions"] = episode.labels.astype(np.float64)
-    group["rewards"] = last
+    group["rewards"] = last * np.uint8(episode.success)
     group["dones"] = last
     if episode.states is not None:
         group["states"] = episode.states
@@ -252,8 +253,8 @@ def _write_observations(group: Any, episode: Demonstration) -> None:
     if episode.joints is not None:
         group["joint_states"] = episode.joints
     if episode.object_positions is not None:
-        positions = group.create_dataset("object_positions", data=episode.object_positions)
-        positions.attrs["names"] = list(episode.object_names)
+        group["object_positions"] = episode.object_positions
+        group["object_positions"].attrs["names"] = list(episode.object_names)
 
 
 class EpisodeReader(ABC):
@@ -305,9 +306,8 @@ class DemonstrationReader(EpisodeReader):
         path = Path(path)
         files = sorted(path.glob(f"*{SUFFIX}")) if path.is_dir() else [path]
         if not files:
-            raise DemonstrationError(
-                f"There are no demonstrations (*{SUFFIX}) in {path}.", "Make some with: vlacoach demos collect"
-            )
+            hint = "Make some with: vlacoach demos collect"
+            raise DemonstrationError(f"There are no demonstrations (*{SUFFIX}) in {path}.", hint)
         self.cameras = cameras
         self.files = {file.name.removesuffix(SUFFIX): file for file in files}
         self.instructions: dict[str, str] = {}
@@ -349,6 +349,7 @@ class DemonstrationReader(EpisodeReader):
                 init_state=None if init_state is None else int(init_state),
                 object_names=() if objects is None else tuple(str(name) for name in objects.attrs["names"]),
                 object_positions=None if objects is None else np.asarray(objects, dtype=np.float32),
+                success="rewards" not in group or bool(np.any(group["rewards"])),
             )
 
     def _images(self, observations: Any, file: Path) -> dict[str, NDArray[np.uint8]]:
