@@ -60,7 +60,7 @@ def test_lerobot_reads_what_we_write(peer, tmp_path, pictures, allowed):
     episodes = list(demonstrations())
     # A file of its own for each episode, so that finding the next file is tested too.
     written = write_lerobot(
-        tmp_path / "ours", episodes, pictures=pictures, data_megabytes=0.001, video_megabytes=0.0001
+        tmp_path / "ours", episodes, pictures=pictures, data_megabytes=0.0001, video_megabytes=0.0001
     )
     assert len(list((tmp_path / "ours" / "data").rglob("*.parquet"))) == 3
     peer("read", written.path, tmp_path / "read.npz")

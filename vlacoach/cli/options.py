@@ -122,4 +122,5 @@ Pictures = Annotated[
         rich_help_panel=OUTPUT,
     ),
 ]
+Checkpoint = Annotated[str, typer.Option("--checkpoint", help="Checkpoint of the run: last, best, or its step.")]
 DEFAULT_RUNS_DIR = Path("runs")

@@ -60,7 +60,7 @@ def write_hdf5(
     target: Path,
     episodes: Iterable[Demonstration],
     suite: str,
-    names: Mapping[str, str],
+    names: Mapping[str, str] | None = None,
     render_profile: RenderProfile = "reference",
     force: bool = False,
 ) -> dict[str, int]:
@@ -72,7 +72,7 @@ def write_hdf5(
         target: Folder that is to hold the files; its parents are made.
         episodes: The episodes; one at a time is in memory.
         suite: Name of the suite.
-        names: Instruction to LIBERO's name of the task.
+        names: Instruction to LIBERO's name of the task; None where episodes say it themselves.
         render_profile: How the pictures were rendered.
         force: Replace a folder of such files that is there.
 
@@ -89,7 +89,7 @@ def write_hdf5(
     def fill(folder: Path) -> None:
         writers: dict[str, DemonstrationWriter] = {}
         for episode in episodes:
-            task = names.get(episode.instruction)
+            task = episode.task if names is None else names.get(episode.instruction.lower())
             if task is None:
                 hint = "Name the suite it belongs to with --suite, or choose others with --tasks."
                 raise DemonstrationError(f"No one task of {suite} is called {episode.instruction!r}.", hint)

@@ -172,10 +172,10 @@ class LeRobotReader(EpisodeReader):
         """(T, 7) actions as the environment takes them."""
         if (highest := float(np.abs(actions).max())) > 1.001:
             raise DemonstrationError(episode.says(self._action, f"goes to {highest:g}"), "LIBERO's stay within 1.")
-        # LIBERO's hand starts open, so the environment's commands are not all above 0. Read the wrong way, a policy
-        # would learn to close where it must open, and no loss would show it.
+        # Read the wrong way, a policy would learn to close where it must open, and no loss would show it. An episode
+        # whose commands are all +1 tells nothing: a hand that closes at once, or one that never does.
         lowest = float(actions[:, 6].min())
-        if (found := "env" if lowest < 0 else "rlds") != self.layout.gripper:
+        if (found := "env" if lowest < 0 else "rlds" if lowest < 0.5 else self.layout.gripper) != self.layout.gripper:
             message = episode.says(self._action, f"has {lowest:g} as its lowest gripper command")
             raise DemonstrationError(message, f"It looks like LeRobotLayout(gripper={found!r}).")
         if found == "rlds":

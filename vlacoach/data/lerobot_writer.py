@@ -113,11 +113,20 @@ def write_lerobot(
         counts = Counter(row["tasks"][0] for row in writer.rows)
         found.append(LeRobotSummary(target, len(writer.rows), writer.frames, dict(counts)))
 
+    require_packages(pictures)
+    publish_folder(target, fill, lambda folder: (folder / INFO).is_file(), force)
+    return found[0]
+
+
+def require_packages(pictures: Pictures) -> None:
+    """Refuse early, where episodes are yet to be made.
+
+    Raises:
+        ConfigError: pyarrow or PyAV is not installed; the hint says how to install them.
+    """
     import_extra("pyarrow")
     if pictures == "video":
         import_extra("av")
-    publish_folder(target, fill, lambda folder: (folder / INFO).is_file(), force)
-    return found[0]
 
 
 @dataclass

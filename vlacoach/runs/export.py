@@ -38,20 +38,30 @@ def export_adapter(checkpoint: Path, target: Path, force: bool = False) -> Path:
         ConfigError: ``target`` exists and may not be replaced.
         RunError: It cannot be written; ``target`` is then as before.
     """
+    source = trained_folder(checkpoint)
+    return publish_folder(target, lambda folder: copy_folder(source, folder), is_policy_folder, force)
+
+
+def trained_folder(checkpoint: Path) -> Path:
+    """Folder of a checkpoint's adapter, or of its policy where all weights were trained.
+
+    Raises:
+        CheckpointError: The checkpoint holds neither.
+    """
     folders = (checkpoint / names.ADAPTER_FOLDER, checkpoint / names.POLICY_FOLDER)
     source = next((folder for folder in folders if folder.is_dir()), None)
     if source is None:
         raise CheckpointError(f"Checkpoint {checkpoint} holds no adapter and no policy.")
-    chosen = source
-    return publish_folder(
-        target,
-        lambda folder: _copy(chosen, folder),
-        lambda folder: any((folder / name).is_file() for name in _POLICY_FILES),
-        force,
-    )
+    return source
 
 
-def _copy(source: Path, target: Path) -> None:
+def is_policy_folder(folder: Path) -> bool:
+    """Whether a folder is that of an adapter or of a policy."""
+    return any((folder / name).is_file() for name in _POLICY_FILES)
+
+
+def copy_folder(source: Path, target: Path) -> None:
+    """Copy everything in a folder into another, which is empty."""
     # shutil.copytree would wrap the operating system's refusal, and its reason, in an error of its own.
     for path in sorted(source.rglob("*")):
         copy = target / path.relative_to(source)
