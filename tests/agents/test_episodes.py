@@ -14,8 +14,8 @@ from vlacoach.errors import SimulatorError
 from vlacoach.policies import load_policy
 from vlacoach.runs.config import TrainConfig
 
-PLAN = [Prompt(8, 30), Prompt(1, 31)]
-ENV = {"suite": "libero_goal", "tasks": [1, 8], "max_steps": 20, "num_envs": 1, "workers": 1}
+PLAN = [Prompt(8, 30), Prompt(8, 31)]
+ENV = {"suite": "libero_goal", "tasks": [8], "max_steps": 16, "num_envs": 1, "workers": 1}
 CONFIG = TrainConfig.model_validate({"env": ENV, "seed": 3})
 
 

@@ -8,6 +8,7 @@ of the simulator's state (:mod:`vlacoach.agents.captions`).
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,6 +30,8 @@ from vlacoach.policies.policy import VLAPolicy
 from vlacoach.policies.preprocessing import augment_images
 from vlacoach.profiles import RenderProfile
 from vlacoach.runs.reporting import NullReporter, Reporter
+
+_SCENE = re.compile(r"^[A-Z_]+_SCENE\d+_")
 
 
 @dataclass(frozen=True)
@@ -108,7 +111,8 @@ def load_frames(
 
     Args:
         paths: HDF5 files, folders of them, or folders of LeRobot data sets (v3.0).
-        tasks: LIBERO's names of the tasks to read; None for all.
+        tasks: LIBERO's names of the tasks to read; None for all. A LeRobot data set knows no scenes, so of names that
+            begin with one the rest is looked for.
         cameras: Cameras whose pictures the policy sees.
         layout: What a LeRobot data set does not say of itself.
 
@@ -123,11 +127,11 @@ def load_frames(
         reader = open_demonstrations(path, cameras, layout)
         found += reader.tasks
         for task in reader.tasks:
-            if tasks is None or task in tasks:
+            if tasks is None or any(task in (name, _SCENE.sub("", name)) for name in tasks):
                 episodes += [reader.read(task, index) for index in reader.indices(task)]
                 profiles.add(reader.render_profiles[task])
     for task in tasks or ():
-        if task not in found:
+        if task not in found and _SCENE.sub("", task) not in found:
             raise ConfigError(f"There are no demonstrations of task {task!r}.", f"There are of: {', '.join(found)}.")
     if not episodes:
         raise ConfigError("The demonstration files hold no episode.", "Make some with: vlacoach demos collect")

@@ -152,6 +152,8 @@ def sft_command(
         kind = "none" if quantize is None else quantize.value
         found = check_policy(policy, quantize=kind, unnorm_key=unnorm_key, options=options)
         require_tokens(found.config, policy)
+        if found.adapter is not None:
+            raise ConfigError(f"Policy {policy!r} is an adapter.", "Clone into its base; adapter_config.json names it.")
         if found.quantization != "none" and lora_rank is None:
             raise ConfigError(
                 f"The weights of policy {policy!r} are quantized and cannot be trained.",
