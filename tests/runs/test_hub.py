@@ -125,6 +125,18 @@ def test_a_built_in_base_is_no_model_of_the_hub(tmp_path):
     assert "A LoRA adapter for `tiny`" in (target / "README.md").read_text()
 
 
+def test_where_all_weights_were_trained_the_policy_is_the_model(run, tmp_path):
+    last = run.checkpoints.named("last")
+    (last / "adapter").rename(last / "policy")
+    (last / "policy" / "adapter_config.json").rename(last / "policy" / "config.json")
+    target = write_hub_folder(run, last, tmp_path / "out", "me/bowls")
+    card = ModelCard.load(target / "README.md")
+    assert (card.data.library_name, card.data.base_model) == ("vlacoach", "org/base")
+    assert "lora" not in card.data.tags
+    assert "vlacoach train --policy me/bowls" in card.text
+    assert not (target / "vlacoach.json").exists()
+
+
 @pytest.mark.parametrize("name", ["bowls", "me/", "me/bo wls", "a/b/c", "me/b--c", "", f"me/{'x' * 95}"])
 def test_names_that_are_none_of_the_hubs_are_refused(run, tmp_path, name):
     with pytest.raises(ConfigError, match="no name on the Hugging Face Hub"):

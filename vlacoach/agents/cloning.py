@@ -7,6 +7,7 @@ of the simulator's state (:mod:`vlacoach.agents.captions`).
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -30,6 +31,8 @@ from vlacoach.policies.policy import VLAPolicy
 from vlacoach.policies.preprocessing import augment_images
 from vlacoach.profiles import RenderProfile
 from vlacoach.runs.reporting import NullReporter, Reporter
+
+logger = logging.getLogger(__name__)
 
 _SCENE = re.compile(r"^[A-Z_]+_SCENE\d+_")
 
@@ -101,13 +104,18 @@ class Frames:
         return len(self.images)
 
 
+def _left_out(episode: Demonstration) -> bool:
+    logger.warning("Left out episode %d of %s: it failed.", episode.index, episode.task)
+    return False
+
+
 def load_frames(
     paths: Sequence[Path],
     tasks: Sequence[str] | None = None,
     cameras: Sequence[str] = ("agentview",),
     layout: LeRobotLayout | None = None,
 ) -> Frames:
-    """Read demonstrations into memory.
+    """Read demonstrations into memory; of rollouts, the successes only, and a message for each of the others.
 
     Args:
         paths: HDF5 files, folders of them, or folders of LeRobot data sets (v3.0).
@@ -128,13 +136,14 @@ def load_frames(
         found += reader.tasks
         for task in reader.tasks:
             if tasks is None or any(task in (name, _SCENE.sub("", name)) for name in tasks):
-                episodes += [reader.read(task, index) for index in reader.indices(task)]
+                read = (reader.read(task, index) for index in reader.indices(task))
+                episodes += [episode for episode in read if episode.success or _left_out(episode)]
                 profiles.add(reader.render_profiles[task])
     for task in tasks or ():
         if task not in found and _SCENE.sub("", task) not in found:
             raise ConfigError(f"There are no demonstrations of task {task!r}.", f"There are of: {', '.join(found)}.")
     if not episodes:
-        raise ConfigError("The demonstration files hold no episode.", "Make some with: vlacoach demos collect")
+        raise ConfigError("The demonstrations hold no successful episode.", "Make some with: vlacoach demos collect")
     if len(profiles) > 1:
         raise ConfigError(
             f"The demonstrations mix pictures rendered as {' and '.join(sorted(profiles))}.",

@@ -2,23 +2,13 @@
 
 from __future__ import annotations
 
-from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from vlacoach.cli.console import narration, show, show_json, verbosity
-from vlacoach.cli.options import OUTPUT, Force, Gripper, Json, PictureKind, Pictures
-
-
-class RenderProfileName(str, Enum):
-    """Kinds of pictures."""
-
-    COARSE = "coarse"
-    FAST = "fast"
-    REFERENCE = "reference"
-
+from vlacoach.cli.options import OUTPUT, Force, Gripper, Json, PictureKind, Pictures, RenderProfileName
 
 app = typer.Typer(
     no_args_is_help=True, help="Demonstrations: made by scripted experts, and from one layout to the other."
@@ -121,6 +111,10 @@ def convert_command(
             help="The LeRobot data set's gripper commands: env (-1 opens, +1 closes) or rlds (1 opens, 0 closes).",
         ),
     ] = Gripper.ENV,
+    render_profile: Annotated[
+        RenderProfileName,
+        typer.Option("--render-profile", help="How the LeRobot data set's pictures were rendered."),
+    ] = RenderProfileName.REFERENCE,
     pictures: Pictures = PictureKind.VIDEO,
     force: Force = False,
     as_json: Json = False,

@@ -38,6 +38,14 @@ class Gripper(str, Enum):
     RLDS = "rlds"
 
 
+class RenderProfileName(str, Enum):
+    """Kinds of pictures."""
+
+    COARSE = "coarse"
+    FAST = "fast"
+    REFERENCE = "reference"
+
+
 class PictureKind(str, Enum):
     """How a LeRobot data set keeps pictures."""
 

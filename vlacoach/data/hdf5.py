@@ -13,6 +13,7 @@ import logging
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
+from vlacoach.data.hdf5_attributes import instruction_of, render_profile_of
 from vlacoach.errors import VlacoachError
 from vlacoach.profiles import RenderProfile
 
@@ -98,6 +100,14 @@ def _open(file: Path, mode: str) -> Any:
         raise DemonstrationError(f"The demonstration file {file} cannot be read: {error}.", hint) from error
 
 
+@contextmanager
+def _reading(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise DemonstrationError(f"{file} is damaged: {error}.", "Download or collect it again.") from error
+
+
 def _index(name: str) -> int:
     return int(name.removeprefix("demo_"))
 
@@ -145,7 +155,7 @@ class DemonstrationWriter:
         self.file.parent.mkdir(parents=True, exist_ok=True)
         with _open(self.file, "a") as content:
             data = content.require_group("data")
-            if len(data) and (kept := _render_profile(data)) != self.render_profile:
+            if len(data) and (kept := render_profile_of(data)) != self.render_profile:
                 raise DemonstrationError(
                     f"The pictures in {self.file} are rendered as {kept!r}, not as {self.render_profile!r}.",
                     "Collect into another folder, or with the same profile.",
@@ -310,15 +320,13 @@ class DemonstrationReader(EpisodeReader):
             raise DemonstrationError(f"There are no demonstrations (*{SUFFIX}) in {path}.", hint)
         self.cameras = cameras
         self.files = {file.name.removesuffix(SUFFIX): file for file in files}
-        self.instructions: dict[str, str] = {}
-        self.render_profiles: dict[str, RenderProfile] = {}
-        self._indices: dict[str, list[int]] = {}
+        self.instructions, self.render_profiles, self._indices = {}, {}, {}
         for task, file in self.files.items():
             with _open(file, "r") as content:
                 if "data" not in content:
                     raise DemonstrationError(f"{file} is not a LIBERO demonstration file: it has no group 'data'.")
-                self.instructions[task] = _instruction(content["data"], task)
-                self.render_profiles[task] = _render_profile(content["data"])
+                self.instructions[task] = instruction_of(content["data"], task)
+                self.render_profiles[task] = render_profile_of(content["data"])
                 self._indices[task] = _intact_indices(content["data"], file)
 
     def read(self, task: str, index: int) -> Demonstration:
@@ -329,10 +337,12 @@ class DemonstrationReader(EpisodeReader):
         """
         if task not in self.files or index not in self._indices[task]:
             raise DemonstrationError(f"There is no demo_{index} of task {task!r}.", f"Tasks: {', '.join(self.tasks)}.")
-        with _open(self.files[task], "r") as content:
+        with _reading(self.files[task]), _open(self.files[task], "r") as content:
             group = content["data"][f"demo_{index}"]
             observations = group["obs"]
             actions = np.asarray(group["actions"], dtype=np.float32)
+            if actions.shape[1:] != (7,):
+                raise DemonstrationError(f"demo_{index} in {self.files[task]} has actions {actions.shape}, not (T, 7).")
             labels = np.asarray(group["expert_actions"], dtype=np.float32) if "expert_actions" in group else actions
             objects = observations.get("object_positions")
             init_state = group.attrs.get("init_state_index")
@@ -364,20 +374,6 @@ class DemonstrationReader(EpisodeReader):
         return {camera: _turned(np.asarray(observations[found[camera]], dtype=np.uint8)) for camera in wanted}
 
 
-def _instruction(data: Any, task: str) -> str:
-    if "problem_info" not in data.attrs:
-        return task.replace("_", " ")
-    instruction = json.loads(data.attrs["problem_info"])["language_instruction"]
-    # LIBERO's files hold a string or a list of its parts, sometimes with quotation marks around it.
-    return "".join(instruction).strip().strip('"').lower()
-
-
-def _render_profile(data: Any) -> RenderProfile:
-    # LIBERO's own files do not say; their pictures are its environment's.
-    profile: RenderProfile = data.attrs.get("render_profile", "reference")
-    return profile
-
-
 def _intact_indices(data: Any, file: Path) -> list[int]:
     intact = []
     for name in data:
@@ -397,4 +393,7 @@ def _proprioception(observations: Any, file: Path) -> NDArray[np.float32]:
         raise DemonstrationError(f"{file} holds no hand poses (obs/ee_states, or obs/ee_pos and obs/ee_ori).")
     if "gripper_states" not in observations:
         raise DemonstrationError(f"{file} holds no finger positions (obs/gripper_states).")
-    return np.concatenate([pose, observations["gripper_states"]], axis=1).astype(np.float32)
+    values = np.concatenate([pose, observations["gripper_states"]], axis=1).astype(np.float32)
+    if values.shape[1] != 8:
+        raise DemonstrationError(f"{file} has hand poses and finger positions of {values.shape[1]} numbers, not 6 + 2.")
+    return values

@@ -85,10 +85,11 @@ def _summary(facts: CardFacts) -> str:
     env, kind = facts.config.env, "A LoRA adapter for" if facts.adapter else "All weights of"
     base = f"[{facts.base}](https://huggingface.co/{facts.base})" if facts.base_on_hub else f"`{facts.base}`"
     at = f" at revision `{facts.revision}`" if facts.revision else ""
+    updates = "1 update" if facts.step == 1 else f"{facts.step} updates"
     tasks = "all tasks" if env.tasks is None else f"tasks {format_indices(env.tasks)}"
     return (
         f"# {facts.repo.partition('/')[2]}\n\n"
-        f"{kind} {base}{at}, trained for {facts.step} updates of GRPO in simulation: LIBERO's suite `{env.suite}`, "
+        f"{kind} {base}{at}, trained for {updates} of GRPO in simulation: LIBERO's suite `{env.suite}`, "
         f"{tasks}, initial states {format_indices(env.states)}, reward `{facts.config.reward.name}`."
     )
 
