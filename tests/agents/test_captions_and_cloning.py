@@ -338,6 +338,12 @@ def test_loaded_frames_can_be_cloned(tmp_path: Path):
     assert all(np.isfinite(list(metrics.values())))
 
 
+def test_rollouts_that_failed_are_not_cloned(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    write(tmp_path, [episode(0, 0, 3), replace(episode(0, 1, 5), success=False)])
+    assert len(load_frames([tmp_path])) == 3
+    assert "Left out episode 1" in caplog.text
+
+
 def test_demonstrations_that_are_not_there_are_errors(tmp_path: Path):
     with pytest.raises(DemonstrationError, match="no demonstrations"):
         load_frames([tmp_path])

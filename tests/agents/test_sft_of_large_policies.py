@@ -123,4 +123,7 @@ def test_lerobot_data_sets_are_demonstrations_too(tmp_path: Path):
     alone = load_frames([tmp_path], tasks=[BOWL])
     assert len(alone) == 11
     assert alone.images.shape == (11, 32, 48, 3)
+    assert len(load_frames([tmp_path], tasks=[f"KITCHEN_SCENE3_{BOWL}"])) == 11
+    with pytest.raises(ConfigError, match="no demonstrations of task 'on_the_plate'"):
+        load_frames([tmp_path], tasks=["on_the_plate"])
     clone(toy_policy(), alone, replace(LORA, steps=2))

@@ -78,6 +78,13 @@ def test_what_cannot_be_done_is_said_and_writes_nothing(clone, tmp_path, options
     assert not (tmp_path / "out").exists()
 
 
+def test_an_adapter_is_not_cloned_into(invoke, tmp_path):
+    demos = write(tmp_path / "demos", make_episodes())
+    lora.save_adapter(lora.add_lora(load_policy("tiny"), rank=2), tmp_path / "adapter")
+    result = invoke("sft", "--policy", "adapter", "--demos", demos)
+    assert (result.exit_code, "is an adapter" in result.stderr) == (ExitCode.USAGE, True)
+
+
 def _discrete():
     from vlacoach.policies import OpenVLAOptions
 

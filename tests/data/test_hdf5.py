@@ -179,6 +179,52 @@ def test_liberos_published_layout_is_read(tmp_path):
         DemonstrationReader(tmp_path, cameras=["robot0_eye_in_hand"]).read("KITCHEN_SCENE1_open_it", 2)
 
 
+def test_a_rollout_that_failed_says_so(tmp_path):
+    first = writer(tmp_path)
+    first.write(episode(0, success=False))
+    first.write(episode(1))
+    reader = DemonstrationReader(tmp_path)
+    assert [demonstration.success for demonstration in reader] == [False, True]
+    with h5py.File(first.file) as content:
+        np.testing.assert_array_equal(content["data/demo_0/rewards"], [0, 0, 0, 0, 0])
+        np.testing.assert_array_equal(content["data/demo_0/dones"], [0, 0, 0, 0, 1])
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("actions", np.zeros((5, 14)), r"has actions \(5, 14\), not \(T, 7\)"),
+        ("obs/gripper_states", np.zeros((5, 1)), "of 7 numbers, not 6 \\+ 2"),
+        ("obs/gripper_states", None, "holds no finger positions"),
+        ("obs/ee_states", None, "holds no hand poses"),
+    ],
+)
+def test_arrays_that_are_not_liberos_are_named(tmp_path, key, value, message):
+    first = writer(tmp_path)
+    first.write(episode(0))
+    with h5py.File(first.file, "a") as content:
+        group = content["data/demo_0"]
+        del group[key]
+        if value is not None:
+            group[key] = value
+        elif key == "obs/ee_states":
+            del group["obs/ee_pos"]
+    with pytest.raises(DemonstrationError, match=message):
+        DemonstrationReader(tmp_path).read(TASK, 0)
+
+
+def test_an_episode_that_is_damaged_within_is_an_error(tmp_path):
+    first = writer(tmp_path)
+    first.write(episode(0, images={"agentview": np.zeros((5, 16, 16, 3), dtype=np.uint8)}))
+    with h5py.File(first.file) as content:
+        chunk = content["data/demo_0/obs/agentview_rgb"].id.get_chunk_info(2)
+    data = bytearray(first.file.read_bytes())
+    data[chunk.byte_offset : chunk.byte_offset + chunk.size] = b"\xff" * chunk.size
+    first.file.write_bytes(data)
+    with pytest.raises(DemonstrationError, match="is damaged"):
+        DemonstrationReader(tmp_path).read(TASK, 0)
+
+
 def test_missing_things_are_named(tmp_path):
     with pytest.raises(DemonstrationError, match="no demonstrations"):
         DemonstrationReader(tmp_path)

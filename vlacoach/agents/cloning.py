@@ -7,7 +7,9 @@ of the simulator's state (:mod:`vlacoach.agents.captions`).
 
 from __future__ import annotations
 
+import logging
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,6 +31,10 @@ from vlacoach.policies.policy import VLAPolicy
 from vlacoach.policies.preprocessing import augment_images
 from vlacoach.profiles import RenderProfile
 from vlacoach.runs.reporting import NullReporter, Reporter
+
+logger = logging.getLogger(__name__)
+
+_SCENE = re.compile(r"^[A-Z_]+_SCENE\d+_")
 
 
 @dataclass(frozen=True)
@@ -98,17 +104,23 @@ class Frames:
         return len(self.images)
 
 
+def _left_out(episode: Demonstration) -> bool:
+    logger.warning("Left out episode %d of %s: it failed.", episode.index, episode.task)
+    return False
+
+
 def load_frames(
     paths: Sequence[Path],
     tasks: Sequence[str] | None = None,
     cameras: Sequence[str] = ("agentview",),
     layout: LeRobotLayout | None = None,
 ) -> Frames:
-    """Read demonstrations into memory.
+    """Read demonstrations into memory; of rollouts, the successes only, and a message for each of the others.
 
     Args:
         paths: HDF5 files, folders of them, or folders of LeRobot data sets (v3.0).
-        tasks: LIBERO's names of the tasks to read; None for all.
+        tasks: LIBERO's names of the tasks to read; None for all. A LeRobot data set knows no scenes, so of names that
+            begin with one the rest is looked for.
         cameras: Cameras whose pictures the policy sees.
         layout: What a LeRobot data set does not say of itself.
 
@@ -123,14 +135,15 @@ def load_frames(
         reader = open_demonstrations(path, cameras, layout)
         found += reader.tasks
         for task in reader.tasks:
-            if tasks is None or task in tasks:
-                episodes += [reader.read(task, index) for index in reader.indices(task)]
+            if tasks is None or any(task in (name, _SCENE.sub("", name)) for name in tasks):
+                read = (reader.read(task, index) for index in reader.indices(task))
+                episodes += [episode for episode in read if episode.success or _left_out(episode)]
                 profiles.add(reader.render_profiles[task])
     for task in tasks or ():
-        if task not in found:
+        if task not in found and _SCENE.sub("", task) not in found:
             raise ConfigError(f"There are no demonstrations of task {task!r}.", f"There are of: {', '.join(found)}.")
     if not episodes:
-        raise ConfigError("The demonstration files hold no episode.", "Make some with: vlacoach demos collect")
+        raise ConfigError("The demonstrations hold no successful episode.", "Make some with: vlacoach demos collect")
     if len(profiles) > 1:
         raise ConfigError(
             f"The demonstrations mix pictures rendered as {' and '.join(sorted(profiles))}.",

@@ -311,6 +311,11 @@ def check_trainable(config: TrainConfig) -> PolicyFacts:
     settings = config.policy
     found = check_policy(settings.path, **_policy_arguments(config, True))
     require_tokens(found.config, settings.path)
+    if found.adapter is not None:
+        raise ConfigError(
+            f"{settings.path} is an adapter, which is trained on from its base.",
+            "adapter_config.json in it names the base: --policy BASE --set policy.adapter=FOLDER.",
+        )
     if settings.full and found.quantization != "none":
         raise ConfigError(
             f"Weights that are quantized ({found.quantization}) cannot be trained.",

@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from vlacoach.cli.console import narration, show, show_json, verbosity
-from vlacoach.cli.options import OUTPUT, Json
+from vlacoach.cli.options import OUTPUT, Force, Gripper, Json, PictureKind, Pictures, RenderProfileName
 
-
-class RenderProfileName(str, Enum):
-    """Kinds of pictures."""
-
-    COARSE = "coarse"
-    FAST = "fast"
-    REFERENCE = "reference"
-
-
-app = typer.Typer(no_args_is_help=True, help="Demonstrations by scripted experts.")
+app = typer.Typer(
+    no_args_is_help=True, help="Demonstrations: made by scripted experts, and from one layout to the other."
+)
 
 
 @app.callback()
 def _group() -> None:
-    """Demonstrations by scripted experts."""
+    """Demonstrations: made by scripted experts, and from one layout to the other."""
 
 
 @app.command("collect")
@@ -96,3 +88,71 @@ def collect_command(
         return
     for task, file in files.items():
         show(f"{task}  {chosen.task(task).instruction}: {file}")
+
+
+@app.command("convert")
+def convert_command(
+    context: typer.Context,
+    source: Annotated[
+        Path, typer.Argument(metavar="SOURCE", help="LeRobot data set, HDF5 file, or folder of HDF5 files.")
+    ],
+    out: Annotated[
+        Path, typer.Option("--out", metavar="FOLDER", help="Where the other layout goes.", rich_help_panel=OUTPUT)
+    ],
+    suite: Annotated[str, typer.Option("--suite", help="Suite that the tasks are of.")] = "libero_goal",
+    tasks: Annotated[str | None, typer.Option("--tasks", help='Convert these tasks only, such as "1,4,8".')] = None,
+    not_turned: Annotated[
+        bool, typer.Option("--not-turned", help="The LeRobot data set's pictures are LIBERO's own, upside down.")
+    ] = False,
+    gripper: Annotated[
+        Gripper,
+        typer.Option(
+            "--gripper",
+            help="The LeRobot data set's gripper commands: env (-1 opens, +1 closes) or rlds (1 opens, 0 closes).",
+        ),
+    ] = Gripper.ENV,
+    render_profile: Annotated[
+        RenderProfileName,
+        typer.Option("--render-profile", help="How the LeRobot data set's pictures were rendered."),
+    ] = RenderProfileName.REFERENCE,
+    pictures: Pictures = PictureKind.VIDEO,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Turn LIBERO's HDF5 files into a LeRobot data set (v3.0), or a LeRobot data set into LIBERO's HDF5 files.
+
+    What is written is there as a whole or not at all.
+
+    For example:
+
+      vlacoach demos convert demos --out demos-lerobot
+
+      vlacoach demos convert demos-lerobot --suite libero_goal --out demos-hdf5
+    """  # fmt: skip
+    from vlacoach.cli.progress import reporting
+    from vlacoach.data.convert import select_episodes, task_names, write_hdf5
+    from vlacoach.data.lerobot import LeRobotLayout, is_lerobot_folder, open_demonstrations
+    from vlacoach.data.lerobot_writer import write_lerobot
+    from vlacoach.envs.suites import get_suite
+    from vlacoach.runs.indices import parse_indices
+
+    reader = open_demonstrations(source, layout=LeRobotLayout(turned=not not_turned, gripper=gripper.value))
+    chosen = get_suite(suite).select(parse_indices(tasks) if tasks is not None else None)
+    from_lerobot = is_lerobot_folder(source)
+    named = [task.instruction.lower().replace(" ", "_") if from_lerobot else task.name for task in chosen]
+    wanted = reader.tasks if tasks is None else named
+    with reporting(narration(), verbosity(context).quiet) as reporter:
+        reporter.stage("convert", total=sum(len(reader.indices(task)) for task in wanted if task in reader.tasks))
+        episodes = select_episodes(reader, wanted, reporter.advance)
+        if from_lerobot:
+            counts = write_hdf5(
+                out, episodes, suite, task_names((task.instruction, task.name) for task in chosen), force=force
+            )
+        else:
+            counts = dict(write_lerobot(out, episodes, pictures=pictures.value, force=force).tasks)
+    if as_json:
+        show_json({"path": str(out), "layout": "hdf5" if from_lerobot else "lerobot", "episodes": counts})
+        return
+    for task, count in counts.items():
+        show(f"{count:5d}  {task}")
+    show(f"{'hdf5' if from_lerobot else 'lerobot'}: {out}")

@@ -31,6 +31,28 @@ class QuantizeChoice(str, Enum):
     INT8 = "int8"
 
 
+class Gripper(str, Enum):
+    """What the last number of an action means."""
+
+    ENV = "env"
+    RLDS = "rlds"
+
+
+class RenderProfileName(str, Enum):
+    """Kinds of pictures."""
+
+    COARSE = "coarse"
+    FAST = "fast"
+    REFERENCE = "reference"
+
+
+class PictureKind(str, Enum):
+    """How a LeRobot data set keeps pictures."""
+
+    VIDEO = "video"
+    IMAGE = "image"
+
+
 def complete_run(context: typer.Context, incomplete: str) -> list[str]:
     """Runs that the shell may complete to: ``latest``, ids, and folder names."""
     from vlacoach.runs.constants import LATEST_LINK
@@ -99,4 +121,14 @@ RunReference = Annotated[
         metavar="RUN", help="Path, name or id of a run, or 'latest'.", show_default=True, autocompletion=complete_run
     ),
 ]
+Force = Annotated[bool, typer.Option("--force", help="Replace an earlier export.", rich_help_panel=OUTPUT)]
+Pictures = Annotated[
+    PictureKind,
+    typer.Option(
+        "--pictures",
+        help="How a LeRobot data set keeps pictures: video (H.264, small) or image (PNG, exact).",
+        rich_help_panel=OUTPUT,
+    ),
+]
+Checkpoint = Annotated[str, typer.Option("--checkpoint", help="Checkpoint of the run: last, best, or its step.")]
 DEFAULT_RUNS_DIR = Path("runs")

@@ -9,17 +9,10 @@ from typing import Annotated
 import typer
 
 from vlacoach.cli.console import narration, show, show_json, verbosity
-from vlacoach.cli.options import OUTPUT, POLICY, Head, Json, Quantize, UnnormKey
+from vlacoach.cli.options import OUTPUT, POLICY, Gripper, Head, Json, Quantize, RenderProfileName, UnnormKey
 from vlacoach.errors import ConfigError
 
 _DATA, _FIT = "Data", "Optimization"
-
-
-class Gripper(str, Enum):
-    """What the last number of an action means."""
-
-    ENV = "env"
-    RLDS = "rlds"
 
 
 class Dtype(str, Enum):
@@ -63,6 +56,14 @@ def sft_command(
             rich_help_panel=_DATA,
         ),
     ] = Gripper.ENV,
+    render_profile: Annotated[
+        RenderProfileName,
+        typer.Option(
+            "--render-profile",
+            help="How the LeRobot data set's pictures were rendered, which it cannot say.",
+            rich_help_panel=_DATA,
+        ),
+    ] = RenderProfileName.REFERENCE,
     policy: Annotated[
         str | None,
         typer.Option(
@@ -159,6 +160,8 @@ def sft_command(
         kind = "none" if quantize is None else quantize.value
         found = check_policy(policy, quantize=kind, unnorm_key=unnorm_key, options=options)
         require_tokens(found.config, policy)
+        if found.adapter is not None:
+            raise ConfigError(f"Policy {policy!r} is an adapter.", "Clone into its base; adapter_config.json names it.")
         if found.quantization != "none" and lora_rank is None:
             raise ConfigError(
                 f"The weights of policy {policy!r} are quantized and cannot be trained.",
@@ -196,7 +199,7 @@ def sft_command(
             learner.gradient_checkpointing = device == "cuda"
             if learner.remark is not None:
                 reporter.message(learner.remark, "warning")
-        layout = LeRobotLayout(turned=not not_turned, gripper=gripper.value)
+        layout = LeRobotLayout(turned=not not_turned, gripper=gripper.value, render_profile=render_profile.value)
         frames = load_frames(sources, chosen, learner.cameras, layout)
         metrics = clone(learner, frames, settings, reporter)
         if learner.adapter is not None and learner.quantization != "none":

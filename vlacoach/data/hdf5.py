@@ -13,6 +13,7 @@ import logging
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
+from vlacoach.data.hdf5_attributes import instruction_of, render_profile_of
 from vlacoach.errors import VlacoachError
 from vlacoach.profiles import RenderProfile
 
@@ -55,6 +57,7 @@ class Demonstration:
         init_state: Index of the official initial state, or None if unknown.
         object_names: Names of the objects in ``object_positions``.
         object_positions: (T, K, 3) float32 in m, or None.
+        success: Whether the goal was reached; rollouts of a policy may fail.
     """
 
     task: str
@@ -69,6 +72,7 @@ class Demonstration:
     init_state: int | None = None
     object_names: tuple[str, ...] = ()
     object_positions: NDArray[np.float32] | None = None
+    success: bool = True
 
     @property
     def length(self) -> int:
@@ -92,10 +96,16 @@ def _open(file: Path, mode: str) -> Any:
     try:
         return h5py.File(file, mode)
     except OSError as error:
-        raise DemonstrationError(
-            f"The demonstration file {file} cannot be read: {error}.",
-            "It was probably cut off while it was written or copied; move it away and collect or download it again.",
-        ) from error
+        hint = "It was probably cut off while it was written or copied; move it away and collect or download it again."
+        raise DemonstrationError(f"The demonstration file {file} cannot be read: {error}.", hint) from error
+
+
+@contextmanager
+def _reading(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise DemonstrationError(f"{file} is damaged: {error}.", "Download or collect it again.") from error
 
 
 def _index(name: str) -> int:
@@ -145,7 +155,7 @@ class DemonstrationWriter:
         self.file.parent.mkdir(parents=True, exist_ok=True)
         with _open(self.file, "a") as content:
             data = content.require_group("data")
-            if len(data) and (kept := _render_profile(data)) != self.render_profile:
+            if len(data) and (kept := render_profile_of(data)) != self.render_profile:
                 raise DemonstrationError(
                     f"The pictures in {self.file} are rendered as {kept!r}, not as {self.render_profile!r}.",
                     "Collect into another folder, or with the same profile.",
@@ -170,6 +180,7 @@ class DemonstrationWriter:
         data.attrs["render_profile"] = self.render_profile
         data.attrs["bddl_file_name"] = bddl_file
         data.attrs["env_name"] = self.problem
+        data.attrs["tag"], data.attrs["macros_image_convention"] = "libero-v1", "opengl"
         data.attrs["problem_info"] = json.dumps(
             {"problem_name": self.problem, "domain_name": "robosuite", "language_instruction": self.instruction}
         )
@@ -229,7 +240,7 @@ def _write_arrays(group: Any, episode: Demonstration) -> None:
     last[-1:] = 1
     group["actions"] = episode.actions.astype(np.float64)
     group["expert_actions"] = episode.labels.astype(np.float64)
-    group["rewards"] = last
+    group["rewards"] = last * np.uint8(episode.success)
     group["dones"] = last
     if episode.states is not None:
         group["states"] = episode.states
@@ -252,8 +263,8 @@ def _write_observations(group: Any, episode: Demonstration) -> None:
     if episode.joints is not None:
         group["joint_states"] = episode.joints
     if episode.object_positions is not None:
-        positions = group.create_dataset("object_positions", data=episode.object_positions)
-        positions.attrs["names"] = list(episode.object_names)
+        group["object_positions"] = episode.object_positions
+        group["object_positions"].attrs["names"] = list(episode.object_names)
 
 
 class EpisodeReader(ABC):
@@ -305,20 +316,17 @@ class DemonstrationReader(EpisodeReader):
         path = Path(path)
         files = sorted(path.glob(f"*{SUFFIX}")) if path.is_dir() else [path]
         if not files:
-            raise DemonstrationError(
-                f"There are no demonstrations (*{SUFFIX}) in {path}.", "Make some with: vlacoach demos collect"
-            )
+            hint = "Make some with: vlacoach demos collect"
+            raise DemonstrationError(f"There are no demonstrations (*{SUFFIX}) in {path}.", hint)
         self.cameras = cameras
         self.files = {file.name.removesuffix(SUFFIX): file for file in files}
-        self.instructions: dict[str, str] = {}
-        self.render_profiles: dict[str, RenderProfile] = {}
-        self._indices: dict[str, list[int]] = {}
+        self.instructions, self.render_profiles, self._indices = {}, {}, {}
         for task, file in self.files.items():
             with _open(file, "r") as content:
                 if "data" not in content:
                     raise DemonstrationError(f"{file} is not a LIBERO demonstration file: it has no group 'data'.")
-                self.instructions[task] = _instruction(content["data"], task)
-                self.render_profiles[task] = _render_profile(content["data"])
+                self.instructions[task] = instruction_of(content["data"], task)
+                self.render_profiles[task] = render_profile_of(content["data"])
                 self._indices[task] = _intact_indices(content["data"], file)
 
     def read(self, task: str, index: int) -> Demonstration:
@@ -329,10 +337,12 @@ class DemonstrationReader(EpisodeReader):
         """
         if task not in self.files or index not in self._indices[task]:
             raise DemonstrationError(f"There is no demo_{index} of task {task!r}.", f"Tasks: {', '.join(self.tasks)}.")
-        with _open(self.files[task], "r") as content:
+        with _reading(self.files[task]), _open(self.files[task], "r") as content:
             group = content["data"][f"demo_{index}"]
             observations = group["obs"]
             actions = np.asarray(group["actions"], dtype=np.float32)
+            if actions.shape[1:] != (7,):
+                raise DemonstrationError(f"demo_{index} in {self.files[task]} has actions {actions.shape}, not (T, 7).")
             labels = np.asarray(group["expert_actions"], dtype=np.float32) if "expert_actions" in group else actions
             objects = observations.get("object_positions")
             init_state = group.attrs.get("init_state_index")
@@ -349,6 +359,7 @@ class DemonstrationReader(EpisodeReader):
                 init_state=None if init_state is None else int(init_state),
                 object_names=() if objects is None else tuple(str(name) for name in objects.attrs["names"]),
                 object_positions=None if objects is None else np.asarray(objects, dtype=np.float32),
+                success="rewards" not in group or bool(np.any(group["rewards"])),
             )
 
     def _images(self, observations: Any, file: Path) -> dict[str, NDArray[np.uint8]]:
@@ -361,20 +372,6 @@ class DemonstrationReader(EpisodeReader):
                 )
         wanted = found if self.cameras is None else self.cameras
         return {camera: _turned(np.asarray(observations[found[camera]], dtype=np.uint8)) for camera in wanted}
-
-
-def _instruction(data: Any, task: str) -> str:
-    if "problem_info" not in data.attrs:
-        return task.replace("_", " ")
-    instruction = json.loads(data.attrs["problem_info"])["language_instruction"]
-    # LIBERO's files hold a string or a list of its parts, sometimes with quotation marks around it.
-    return "".join(instruction).strip().strip('"').lower()
-
-
-def _render_profile(data: Any) -> RenderProfile:
-    # LIBERO's own files do not say; their pictures are its environment's.
-    profile: RenderProfile = data.attrs.get("render_profile", "reference")
-    return profile
 
 
 def _intact_indices(data: Any, file: Path) -> list[int]:
@@ -396,4 +393,7 @@ def _proprioception(observations: Any, file: Path) -> NDArray[np.float32]:
         raise DemonstrationError(f"{file} holds no hand poses (obs/ee_states, or obs/ee_pos and obs/ee_ori).")
     if "gripper_states" not in observations:
         raise DemonstrationError(f"{file} holds no finger positions (obs/gripper_states).")
-    return np.concatenate([pose, observations["gripper_states"]], axis=1).astype(np.float32)
+    values = np.concatenate([pose, observations["gripper_states"]], axis=1).astype(np.float32)
+    if values.shape[1] != 8:
+        raise DemonstrationError(f"{file} has hand poses and finger positions of {values.shape[1]} numbers, not 6 + 2.")
+    return values

@@ -31,8 +31,9 @@ from vlacoach.errors import ConfigError
 from vlacoach.profiles import RenderProfile
 
 _Json = dict[str, Any]
-_INFO = Path("meta", "info.json")
+INFO = Path("meta", "info.json")
 _EPISODE = "episode_index"
+_SUCCESS = "next.success"
 _CONTENTS = {7: "hand's motion, its rotation, gripper", 8: "hand's position, its axis-angle, both fingers"}
 _CONVERSION = (
     "Convert it with LeRobot's own script convert_dataset_v21_to_v30.py (a set of v2.0 to v2.1 first): "
@@ -79,7 +80,7 @@ class _Episode:
 
 def is_lerobot_folder(path: Path | str) -> bool:
     """Whether a path is a LeRobot data set, of whatever version."""
-    return (Path(path) / _INFO).is_file()
+    return (Path(path) / INFO).is_file()
 
 
 def open_demonstrations(
@@ -127,6 +128,7 @@ class LeRobotReader(EpisodeReader):
         self._state = _vector(self.path, features, self.layout.state, ("observation.state", "state"), 8)
         self._action = _vector(self.path, features, self.layout.action, ("action", "actions"), 7)
         self._pictures = _pictures(self.path, features, cameras, self.layout.cameras)
+        self._success = [name for name in (_SUCCESS,) if name in features]
         self._fps = float(info["fps"])
         videos = [name for name in self._pictures.values() if features[name]["dtype"] == "video"]
         self._episodes = _read_episodes(self.path, info, videos)
@@ -149,7 +151,7 @@ class LeRobotReader(EpisodeReader):
             raise DemonstrationError(f"There is no episode {index} of {task!r}.", f"Tasks: {', '.join(self.tasks)}.")
         episode = self._episodes[index]
         embedded = [name for name in self._pictures.values() if name not in episode.clips]
-        rows = _read_rows(episode, [self._state, self._action, *embedded])
+        rows = _read_rows(episode, [self._state, self._action, *self._success, *embedded])
         actions = self._env_actions(_numbers(episode, self._action, rows[self._action], 7), episode)
         images = {}
         for camera, name in self._pictures.items():
@@ -163,16 +165,17 @@ class LeRobotReader(EpisodeReader):
             labels=actions,
             proprioception=_numbers(episode, self._state, rows[self._state], 8),
             images=images,
+            success=all(np.any(rows[name]) for name in self._success),
         )
 
     def _env_actions(self, actions: NDArray[np.float32], episode: _Episode) -> NDArray[np.float32]:
         """(T, 7) actions as the environment takes them."""
         if (highest := float(np.abs(actions).max())) > 1.001:
             raise DemonstrationError(episode.says(self._action, f"goes to {highest:g}"), "LIBERO's stay within 1.")
-        # LIBERO's hand starts open, so the environment's commands are not all above 0. Read the wrong way, a policy
-        # would learn to close where it must open, and no loss would show it.
+        # Read the wrong way, a policy would learn to close where it must open, and no loss would show it. An episode
+        # whose commands are all +1 tells nothing: a hand that closes at once, or one that never does.
         lowest = float(actions[:, 6].min())
-        if (found := "env" if lowest < 0 else "rlds") != self.layout.gripper:
+        if (found := "env" if lowest < 0 else "rlds" if lowest < 0.5 else self.layout.gripper) != self.layout.gripper:
             message = episode.says(self._action, f"has {lowest:g} as its lowest gripper command")
             raise DemonstrationError(message, f"It looks like LeRobotLayout(gripper={found!r}).")
         if found == "rlds":
@@ -180,7 +183,8 @@ class LeRobotReader(EpisodeReader):
         return actions
 
 
-def _import(name: str) -> Any:
+def import_extra(name: str) -> Any:
+    """A package of the extra ``lerobot``, or an error that says how to install it."""
     try:
         return import_module(name)
     except ImportError as error:
@@ -202,15 +206,15 @@ def _reading(file: Path, *errors: type[Exception]) -> Iterator[None]:
 
 def _read_info(path: Path) -> dict[str, Any]:
     if not is_lerobot_folder(path):
-        raise DemonstrationError(f"{path} is not a LeRobot data set: it has no {_INFO}.")
-    with _reading(path / _INFO, ValueError):
-        info: _Json = json.loads((path / _INFO).read_text(encoding="utf-8"))
+        raise DemonstrationError(f"{path} is not a LeRobot data set: it has no {INFO}.")
+    with _reading(path / INFO, ValueError):
+        info: _Json = json.loads((path / INFO).read_text(encoding="utf-8"))
     version = str(info.get("codebase_version"))
     if not version.startswith("v3."):
         hint = _CONVERSION.format(path) if version.startswith("v2.") else None
         raise DemonstrationError(f"{path} is a LeRobot data set of version {version}; v3.0 can be read.", hint)
     if missing := [key for key in ("fps", "features", "data_path") if not info.get(key)]:
-        raise DemonstrationError(f"{path / _INFO} does not say: {', '.join(missing)}.")
+        raise DemonstrationError(f"{path / INFO} does not say: {', '.join(missing)}.")
     return info
 
 
@@ -255,7 +259,7 @@ def _pictures(path: Path, features: _Json, cameras: Sequence[str] | None, given:
 
 @contextmanager
 def _parquet(file: Path, columns: Sequence[str]) -> Iterator[Any]:
-    errors, parquet = _import("pyarrow").ArrowException, _import("pyarrow.parquet")
+    errors, parquet = import_extra("pyarrow").ArrowException, import_extra("pyarrow.parquet")
     with _reading(file, errors), parquet.ParquetFile(file, buffer_size=1 << 20) as content:
         stored = content.schema_arrow.names
         if missing := [name for name in columns if name not in stored]:
@@ -301,7 +305,7 @@ def _locate(path: Path, info: _Json, template: str, row: _Json, video: str | Non
     try:
         return Path(path, info[template].format(video_key=video, **numbers))
     except (KeyError, IndexError, AttributeError) as error:
-        raise DemonstrationError(f"The {template} {info.get(template)!r} in {path / _INFO} is not v3.0's.") from error
+        raise DemonstrationError(f"The {template} {info.get(template)!r} in {path / INFO} is not v3.0's.") from error
 
 
 def _told_at_frames(path: Path, files: Sequence[Path]) -> dict[int, set[str]]:
@@ -361,7 +365,7 @@ def _embedded(episode: _Episode, name: str, values: Sequence[Any]) -> NDArray[np
 
 def _video(episode: _Episode, name: str, fps: float) -> NDArray[np.uint8]:
     """(T, H, W, 3) pictures of an episode's stretch of a video."""
-    av = _import("av")
+    av = import_extra("av")
     file, start, end = episode.clips[name]
     pictures: list[NDArray[np.uint8]] = []
     places: list[float] = []

@@ -41,7 +41,8 @@ def load_policy(
 
     Args:
         name_or_folder: ``"tiny"``; a folder written by :meth:`VLAPolicy.save`; a folder in OpenVLA's published form
-            (single file or shards; the repository's own code is never run); or a Hub id, ``organization/model``.
+            (single file or shards; the repository's own code is never run); a folder of a LoRA adapter, which is
+            put onto the base that it names; or a Hub id of one of these, ``organization/model``.
         device: Where to put it.
         precision: See :class:`VLAPolicy`. Weights are held in float32; at precision bf16, on a CUDA device or beside
             quantized ones, in bfloat16.
@@ -69,6 +70,10 @@ def load_policy(
     policy = VLAPolicy(found.model, found.words, found.ranges, str(name_or_folder), precision)
     policy.revision, policy.quantization, policy.remark = found.commit, found.quantization, found.remark
     policy.options = found.options
+    if found.adapter is not None:
+        from vlacoach.policies.lora import load_adapter
+
+        load_adapter(policy, found.adapter, trainable=False)
     return policy
 
 
@@ -90,7 +95,8 @@ def check_policy(
         UnknownNameError: See :func:`load_policy`; so are the rest.
     """
     with _opened(_Wanted(name_or_folder, torch.device(device), quantize, revision, unnorm_key, options)) as found:
-        return PolicyFacts(found.model.config, found.commit, found.quantization, found.ranges.name, found.options)
+        facts = found.model.config, found.commit, found.quantization, found.ranges.name, found.options
+        return PolicyFacts(*facts, adapter=found.adapter)
 
 
 @dataclass(frozen=True)
@@ -103,6 +109,7 @@ class PolicyFacts:
         quantization: How its language model would be stored.
         statistics: Name of the data set whose statistics scale its actions.
         options: How a folder of OpenVLA's would be used, written out; None for other policies.
+        adapter: Folder of the LoRA adapter on it, where an adapter was named; or None.
     """
 
     config: VLAConfig
@@ -110,6 +117,7 @@ class PolicyFacts:
     quantization: Quantization
     statistics: str
     options: OpenVLAOptions | None
+    adapter: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -134,6 +142,7 @@ class _Found:
     commit: str | None
     remark: str | None
     options: OpenVLAOptions | None
+    adapter: Path | None
 
 
 @contextmanager
@@ -153,11 +162,15 @@ def _opened(wanted: _Wanted) -> Iterator[_Found]:
     chosen = choose_quantization(wanted.quantize, model, wanted.device)
     words = tokenizer.load_tokenizer(folder)
     ranges = statistics.load_statistics(
-        folder, config.action_dim, config.proprio_dim, wanted.unnorm_key, source.stored.get("norm_stats")
+        folder,
+        config.action_dim,
+        config.proprio_dim,
+        wanted.unnorm_key or source.unnorm_key,
+        source.stored.get("norm_stats"),
     )
     with _weights(source, model) as files:
         remark = unused_parts(folder, config) if source.is_openvla else None
-        yield _Found(model, words, ranges, files, chosen, source.revision, remark, used)
+        yield _Found(model, words, ranges, files, chosen, source.revision, remark, used, source.adapter)
 
 
 def _weights(source: PolicySource, model: PrismaticVLA) -> WeightFiles | OpenVLAWeights:

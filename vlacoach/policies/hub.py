@@ -19,6 +19,9 @@ FILES = (
     "dataset_statistics.json",
     "action_head--*",
     "proprio_projector--*",
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "vlacoach.json",
 )
 """What is downloaded of a repository, as patterns."""
 

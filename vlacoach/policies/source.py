@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,10 @@ from vlacoach.policies.openvla import CONFIG, MODEL_TYPE, OpenVLAOptions, read_c
 BUILT_IN = ("tiny",)
 """Policies that come with the package."""
 
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_USE = "vlacoach.json"
+"""Beside an adapter: how its base is used, where the base leaves that open."""
+
 _ASSETS = Path(__file__).parent / "assets"
 
 
@@ -30,12 +34,18 @@ class PolicySource:
         folder: Where its files are.
         revision: Commit of the Hub repository that they come from, or None.
         stored: Content of ``config.json``.
+        adapter: Folder of the LoRA adapter that belongs on it, where an adapter was named and not its base; or None.
+        options: How the base is to be used, where the adapter says so.
+        unnorm_key: Data set whose statistics the adapter was trained with, where it says so.
     """
 
     name: str
     folder: Path
     revision: str | None
     stored: Mapping[str, Any]
+    adapter: Path | None = None
+    options: OpenVLAOptions | None = None
+    unnorm_key: str | None = None
 
     @property
     def is_openvla(self) -> bool:
@@ -53,7 +63,13 @@ class PolicySource:
             ConfigError: Options for a policy that says itself how it is to be used, otherwise.
         """
         if self.is_openvla:
-            return read_config(self.stored, self.folder, self.name, options or OpenVLAOptions())
+            config = read_config(self.stored, self.folder, self.name, self.options or options or OpenVLAOptions())
+            if self.options is not None and options is not None and options.head not in ("auto", config.head):
+                raise ConfigError(
+                    f"The adapter {self.adapter} was trained with the head {config.head!r}, not {options.head!r}.",
+                    "Leave the head to it.",
+                )
+            return config
         path = self.folder / CONFIG
         kind = self.stored.get("model_type", self.stored.get("type"))
         if kind is not None:
@@ -85,7 +101,8 @@ def find_source(
     """Find a policy's folder, and read its ``config.json``.
 
     Args:
-        name_or_folder: One of :data:`BUILT_IN`, a folder, or a Hub id, ``organization/model``.
+        name_or_folder: One of :data:`BUILT_IN`, a folder, or a Hub id, ``organization/model``. Of an adapter, the
+            base that it names is found.
         revision: Branch, tag or commit of a Hub id.
         fetch: Finds a Hub id's files.
         known: Names that the error for an unknown one lists.
@@ -104,4 +121,41 @@ def find_source(
             raise UnknownNameError("policy (or folder, or Hub id)", name, known)
         snapshot = fetch(name, revision)
         folder, commit = snapshot.folder, snapshot.revision
+    if (folder / ADAPTER_CONFIG).is_file() and not (folder / CONFIG).exists():
+        return _with_adapter(folder, find_base(folder, fetch=fetch, known=known))
     return PolicySource(name, folder, commit, read_json(folder / CONFIG))
+
+
+def find_base(
+    adapter: Path,
+    *,
+    fetch: Callable[[str, str | None], Snapshot] = download,
+    known: Iterable[str] = BUILT_IN,
+) -> PolicySource:
+    """Find the policy that an adapter names as its base; see :func:`find_source`.
+
+    Raises:
+        CheckpointError: The adapter names none, or one that is not to be found.
+    """
+    stored = read_json(adapter / ADAPTER_CONFIG)
+    base = stored.get("base_model_name_or_path")
+    advice = "Load the base, and the adapter onto it: --policy BASE --set policy.adapter=FOLDER."
+    if not isinstance(base, str) or (Path(base).is_dir() and Path(base).samefile(adapter)):
+        raise CheckpointError(f"The adapter {adapter} does not say which policy it belongs on.", advice)
+    try:
+        return find_source(base, stored.get("revision"), fetch=fetch, known=known)
+    except UnknownNameError as error:
+        raise CheckpointError(f"The adapter {adapter} belongs on {base!r}, which is not here.", advice) from error
+
+
+def _with_adapter(folder: Path, base: PolicySource) -> PolicySource:
+    used = read_json(folder / ADAPTER_USE) if (folder / ADAPTER_USE).is_file() else {}
+    options = None
+    if base.is_openvla and "head" in used:
+        fields = ("head", "num_images", "proprio", "center_crop")
+        try:
+            options = OpenVLAOptions(**{key: used[key] for key in fields}, tokens_only=True)
+        except KeyError as error:
+            raise CheckpointError(f"{folder / ADAPTER_USE} does not say {error}.", "Download it again.") from error
+    key = used.get("unnorm_key")
+    return replace(base, adapter=folder, options=options, unnorm_key=key if isinstance(key, str) else None)

@@ -5,15 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vlacoach.errors import CheckpointError, ConfigError, RunError
+from vlacoach.errors import CheckpointError, ConfigError
 from vlacoach.runs import constants as names
-from vlacoach.runs.files import replace_text, writing
+from vlacoach.runs.files import publish_folder, replace_text
 from vlacoach.runs.trackers import TensorBoardWriter, finite
 
 Records = Sequence[Mapping[str, Any]]
@@ -39,20 +38,30 @@ def export_adapter(checkpoint: Path, target: Path, force: bool = False) -> Path:
         ConfigError: ``target`` exists and may not be replaced.
         RunError: It cannot be written; ``target`` is then as before.
     """
+    source = trained_folder(checkpoint)
+    return publish_folder(target, lambda folder: copy_folder(source, folder), is_policy_folder, force)
+
+
+def trained_folder(checkpoint: Path) -> Path:
+    """Folder of a checkpoint's adapter, or of its policy where all weights were trained.
+
+    Raises:
+        CheckpointError: The checkpoint holds neither.
+    """
     folders = (checkpoint / names.ADAPTER_FOLDER, checkpoint / names.POLICY_FOLDER)
     source = next((folder for folder in folders if folder.is_dir()), None)
     if source is None:
         raise CheckpointError(f"Checkpoint {checkpoint} holds no adapter and no policy.")
-    chosen = source
-    return _publish(
-        target,
-        lambda folder: _copy(chosen, folder),
-        lambda folder: any((folder / name).is_file() for name in _POLICY_FILES),
-        force,
-    )
+    return source
 
 
-def _copy(source: Path, target: Path) -> None:
+def is_policy_folder(folder: Path) -> bool:
+    """Whether a folder is that of an adapter or of a policy."""
+    return any((folder / name).is_file() for name in _POLICY_FILES)
+
+
+def copy_folder(source: Path, target: Path) -> None:
+    """Copy everything in a folder into another, which is empty."""
     # shutil.copytree would wrap the operating system's refusal, and its reason, in an error of its own.
     for path in sorted(source.rglob("*")):
         copy = target / path.relative_to(source)
@@ -124,34 +133,6 @@ def export_tensorboard(records: Records, target: Path, force: bool = False) -> P
                 writer.log(step, finite(record), record.get(names.TIME))
         writer.close()
 
-    return _publish(
+    return publish_folder(
         target, fill, lambda folder: all(path.name.startswith(_EVENT_FILES) for path in folder.iterdir()), force
     )
-
-
-def _publish(target: Path, fill: Callable[[Path], object], replaceable: Callable[[Path], bool], force: bool) -> Path:
-    """Fill a folder under another name, and rename it; with ``force`` in the place of one that is ``replaceable``."""
-    if target.is_symlink() or (target.exists() and not target.is_dir()):
-        raise ConfigError(f"{target} is no folder.", "Choose another.")
-    occupied = target.is_dir() and any(target.iterdir())
-    if occupied and not force:
-        raise ConfigError(f"{target} is not empty.", "Choose another folder, or say --force to replace it.")
-    if occupied and not replaceable(target):
-        raise ConfigError(f"{target} holds other things than such an export.", "Choose another folder.")
-    working = target.with_name(f".{target.name}.{os.getpid()}")
-    retired = target.with_name(f".{target.name}.old")
-    try:
-        with writing(target):
-            working.mkdir(parents=True)
-            fill(working)
-            if target.is_dir():
-                os.replace(target, retired)
-            os.replace(working, target)
-    except RunError:
-        if retired.is_dir() and not target.exists():
-            os.replace(retired, target)
-        raise
-    finally:
-        shutil.rmtree(working, ignore_errors=True)
-    shutil.rmtree(retired, ignore_errors=True)
-    return target

@@ -6,13 +6,14 @@ import errno
 import json
 import math
 import os
+import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from vlacoach.errors import RunError
+from vlacoach.errors import ConfigError, RunError
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -98,6 +99,50 @@ def replace_link(link: Path, target: str) -> None:
             temporary.unlink()
         temporary.symlink_to(target)
         os.replace(temporary, link)
+
+
+def publish_folder(
+    target: Path, fill: Callable[[Path], object], replaceable: Callable[[Path], bool], force: bool
+) -> Path:
+    """Fill a folder under another name, and rename it: it is there as a whole or not at all.
+
+    Args:
+        target: Where it is to be; its parents are made.
+        fill: Writes into the folder that it is given.
+        replaceable: Whether the folder that is there may be replaced, which holds something already.
+        force: Replace it then; otherwise a folder with something in it is refused.
+
+    Returns:
+        ``target``.
+
+    Raises:
+        ConfigError: ``target`` may not be replaced.
+        RunError: It cannot be written; ``target`` is then as before, as it is after any error of ``fill``.
+    """
+    if target.is_symlink() or (target.exists() and not target.is_dir()):
+        raise ConfigError(f"{target} is no folder.", "Choose another.")
+    occupied = target.is_dir() and any(target.iterdir())
+    if occupied and not force:
+        raise ConfigError(f"{target} is not empty.", "Choose another folder, or say --force to replace it.")
+    if occupied and not replaceable(target):
+        raise ConfigError(f"{target} holds other things than such an export.", "Choose another folder.")
+    working = target.with_name(f".{target.name}.{os.getpid()}")
+    retired = target.with_name(f".{target.name}.old")
+    try:
+        with writing(target):
+            working.mkdir(parents=True)
+            fill(working)
+            if target.is_dir():
+                os.replace(target, retired)
+            os.replace(working, target)
+    except RunError:
+        if retired.is_dir() and not target.exists():
+            os.replace(retired, target)
+        raise
+    finally:
+        shutil.rmtree(working, ignore_errors=True)
+    shutil.rmtree(retired, ignore_errors=True)
+    return target
 
 
 def to_json(value: object) -> str:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import typer
 
+from vlacoach.cli.runs import export
 from vlacoach.cli.runs.diff import diff_command
-from vlacoach.cli.runs.export import export_command
 from vlacoach.cli.runs.ls import ls_command
 from vlacoach.cli.runs.report import report_command
 from vlacoach.cli.runs.rm import rm_command
@@ -18,5 +18,5 @@ app.command("ls", rich_help_panel=_LOOK)(ls_command)
 app.command("show", rich_help_panel=_LOOK)(show_command)
 app.command("diff", rich_help_panel=_LOOK)(diff_command)
 app.command("report", rich_help_panel=_LOOK)(report_command)
-app.command("export", rich_help_panel=_TAKE)(export_command)
+app.add_typer(export.app, name="export", rich_help_panel=_TAKE)
 app.command("rm", rich_help_panel=_TAKE)(rm_command)

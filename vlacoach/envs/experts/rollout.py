@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlacoach.envs.experts.motion import Expert
+from vlacoach.envs.recording import EpisodeRecorder
 from vlacoach.errors import ConfigError, UnknownNameError
 
 if TYPE_CHECKING:
@@ -84,40 +85,6 @@ class ExpertEpisode:
         return len(self.actions)
 
 
-@dataclass
-class _Recorder:
-    """Collects what is seen before each action."""
-
-    simulator: Simulator
-    world: int
-    render: bool
-
-    def __post_init__(self) -> None:
-        model = self.simulator.view(self.world).model
-        self.bodies = [
-            body
-            for body in range(1, model.nbody)
-            if model.body(body).name.endswith("_main") and not model.body_parentid[body]
-        ]
-        self.names = tuple(model.body(body).name.removesuffix("_main") for body in self.bodies)
-        self.joint_qpos = [int(model.joint(f"robot0_joint{number}").qposadr[0]) for number in range(1, 8)]
-        self.states: list[NDArray[np.float64]] = []
-        self.proprioception: list[NDArray[np.float32]] = []
-        self.joints: list[NDArray[np.float64]] = []
-        self.positions: list[NDArray[np.float32]] = []
-        self.images: dict[str, list[NDArray[np.uint8]]] = {}
-
-    def observe(self) -> None:
-        data = self.simulator.view(self.world).data
-        self.states.append(self.simulator.state(self.world))
-        self.proprioception.append(self.simulator.proprioception(self.world))
-        self.joints.append(data.qpos[self.joint_qpos].copy())
-        self.positions.append(data.xpos[self.bodies].astype(np.float32))
-        if self.render:
-            for camera, image in self.simulator.render(self.world).items():
-                self.images.setdefault(camera, []).append(image)
-
-
 def run_expert(
     simulator: Simulator,
     world: int,
@@ -157,7 +124,7 @@ def run_expert(
         raise ConfigError("Noise needs a random generator.", "Pass rng=numpy.random.default_rng(seed).")
     expert = get_expert(simulator.suite.name, task)
     simulator.reset(world, task, init_state)
-    recorder = _Recorder(simulator, world, render)
+    recorder = EpisodeRecorder(simulator, world, render)
     limit = simulator.suite.max_steps if max_steps is None else max_steps
     scale = np.array([noise] * 3 + [noise * rotation_noise] * 3 + [0.0])
     labels: list[NDArray[np.float64]] = []
@@ -175,10 +142,5 @@ def run_expert(
         success=success,
         labels=np.stack(labels),
         actions=np.stack(actions),
-        states=np.stack(recorder.states),
-        proprioception=np.stack(recorder.proprioception),
-        joints=np.stack(recorder.joints),
-        object_names=recorder.names,
-        object_positions=np.stack(recorder.positions),
-        images={camera: np.stack(frames) for camera, frames in recorder.images.items()},
+        **recorder.arrays(),
     )
