@@ -138,6 +138,7 @@ def test_a_fault_ends_the_command_with_status_6_and_leaves_its_evidence(
     assert (alert["level"], alert["kind"], alert["stage"], alert["update"]) == ("error", what, stage, update)
     assert message in alert["message"]
     assert alert["evidence"] == f"evidence/{update:06d}_{what}"
+    assert f"vlacoach runs show {folder.path.name} --evidence" in alert["advice"]
 
     shown = json.loads(invoke("runs", "show", "--json").stdout)
     assert [one["message"] for one in shown["alerts"]] == [alert["message"]]

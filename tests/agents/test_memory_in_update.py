@@ -225,6 +225,7 @@ def heavy(module, inputs, output):
         # 32 MiB a look, until the pass is over.
         return output + torch.zeros(len(output), 2**23).sum(-1).view(-1, *[1] * (output.dim() - 1))
 
+torch.set_num_threads(1)  # Threads that begin later would need address space of their own.
 agents = [make_agent(grpo={{"micro_batch": size}}) for size in (16, 8)]
 for agent in agents:
     agent.learn_once()  # Whatever is allocated once is there now.

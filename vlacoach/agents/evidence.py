@@ -72,11 +72,13 @@ def _keep(agent: GRPOAgent, run: Path, stage: str, error: DivergedError) -> None
     except (OSError, VlacoachError, SafetensorError) as refusal:
         # Why the training stopped matters more than why that could not be kept.
         agent.reporter.message(f"The evidence could not be kept: {refusal}", "warning")
-        place = None
+        place, advice = None, error.hint
     else:
         place = str(kept.relative_to(run))
-        agent.reporter.message(f"Evidence is in {kept}; read it with: vlacoach runs show {run.name} --evidence")
-    agent.folder.alert("error", error.message, error.hint, kind=error.what, update=update, stage=stage, evidence=place)
+        look = f"What it worked on: vlacoach runs show {run.name} --evidence"
+        advice = look if error.hint is None else f"{error.hint} {look}"
+        agent.reporter.message(f"Evidence is in {kept}. {look}")
+    agent.folder.alert("error", error.message, advice, kind=error.what, update=update, stage=stage, evidence=place)
 
 
 def save_evidence(agent: GRPOAgent, run: Path, stage: str, error: DivergedError) -> Path:
