@@ -21,6 +21,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -137,13 +138,20 @@ def serve() -> None:
 
 
 def prepare() -> None:
+    import matplotlib.backends.backend_agg
+    import matplotlib.figure  # noqa: F401
     from toy_envs import ToyEnvs
 
     import vlacoach.cli.progress
-    import vlacoach.runs.report
-    import vlacoach.runs.trackers  # noqa: F401
+    import vlacoach.cli.tables
+    import vlacoach.envs.suites
+    import vlacoach.runs.discarding
+    import vlacoach.runs.trackers
     from vlacoach.agents import training
 
+    vlacoach.envs.suites.get_suite("libero_goal")
+    with suppress(ImportError):
+        import av  # noqa: F401
     training.make_envs = lambda config, policy: ToyEnvs(config.env.num_envs)  # type: ignore[assignment, return-value]
 
 
