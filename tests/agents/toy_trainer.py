@@ -6,6 +6,7 @@ makes, for each training, a child that is a session of its own; the child is wha
 The environment variable ``TOY_FAULT`` makes a child do something to itself:
 
 - ``kill-at:N``: SIGKILL to its process group at its Nth change of the run folder (opening, renaming, removing, ...)
+- ``fill-at:N``: at its Nth change of the run folder, whatever is left of its disk is filled
 - ``clock:SECONDS``: the wall clock goes back by so much at each look at it
 """
 
@@ -38,6 +39,9 @@ class Trainers:
 
     Args:
         folder: Where what they print goes.
+
+    Attributes:
+        environment: Environment variables of all of them.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -45,13 +49,13 @@ class Trainers:
         self._count = 0
         # The package that is being tested, which need not be the one that is installed.
         package = str(Path(vlacoach.__file__).parents[1])
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": package}
+        self.environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": package}
         self._nursery = subprocess.Popen(
             [sys.executable, str(HERE / "toy_trainer.py")],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env=environment,
+            env=self.environment,
         )
 
     def start(self, arguments: Sequence[object], fault: str = "") -> Trainer:
@@ -119,9 +123,9 @@ class Trainer:
         return self.status
 
     def until(self, ready: Callable[[], bool]) -> None:
-        """Wait for something that the training does."""
+        """Wait for something that the training does, or for its end."""
         deadline = time.monotonic() + PATIENCE
-        while not ready() and time.monotonic() < deadline:
+        while not ready() and Path(f"/proc/{self.pid}").exists() and time.monotonic() < deadline:
             time.sleep(0.002)
 
 
@@ -166,7 +170,9 @@ def work(order: dict[str, Any]) -> int:
     sys.argv = ["vlacoach", *order["arguments"]]
     kind, _, value = order["fault"].partition(":")
     if kind == "kill-at":
-        kill_at(int(value))
+        at_change(int(value), lambda path: os.killpg(0, signal.SIGKILL))
+    elif kind == "fill-at":
+        at_change(int(value), fill)
     elif kind == "clock":
         turn_back(float(value))
     try:
@@ -181,21 +187,32 @@ def work(order: dict[str, Any]) -> int:
     return 0
 
 
-def kill_at(change: int) -> None:
-    """Let this process group be killed at a change of a run folder; how many there are is said in the end."""
+def at_change(number: int, do: Callable[[Path], None]) -> None:
+    """Do something at a change of a run folder, given the path of it; how many there are is said in the end."""
     seen = 0
 
     def count(event: str, arguments: tuple[Any, ...]) -> None:
         nonlocal seen
         if event not in CHANGES or (event == "open" and not arguments[2] & (os.O_WRONLY | os.O_RDWR)):
             return
-        if "_toy_" in str(arguments[1 if event == "os.symlink" else 0]):
+        path = str(arguments[1 if event == "os.symlink" else 0])
+        if "_toy_" in path:
             seen += 1
-            if seen == change:
-                os.killpg(0, signal.SIGKILL)
+            if seen == number:
+                do(Path(path))
 
     sys.addaudithook(count)
     atexit.register(lambda: print(f"{seen} changes", file=sys.stderr, flush=True))
+
+
+def fill(path: Path) -> None:
+    """Fill the disk of a run folder to the last byte."""
+    root = next(parent.parent for parent in path.parents if "_toy_" in parent.name)
+    with (root / "filler").open("wb", buffering=0) as filler, suppress(OSError):
+        for size in (65536, 4096, 1):
+            with suppress(OSError):
+                while True:
+                    filler.write(b"x" * size)
 
 
 def turn_back(seconds: float) -> None:
