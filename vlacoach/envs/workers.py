@@ -32,6 +32,7 @@ _CLOSE_SECONDS = 5.0
 _SLICE_SECONDS = 1.0
 """A process is waited for in slices of this length, and slices are counted: if this process itself is stopped for a
 while (Ctrl-Z, a suspended machine), no more than one of them has passed, and nobody is called hanging for it."""
+_SPARE_BYTES = 64 * 2**20
 _OUT_OF_MEMORY = 137
 """Exit code of a process that found no memory; that of a shell whose command the kernel killed for the same reason."""
 _MAX_FAILURES = 3
@@ -172,13 +173,24 @@ def _worker(connection: Connection, buffer: Any, settings: WorkerSettings) -> No
             return
         try:
             connection.send(server.answer(*message))
-        except MemoryError:
-            # What is left of this process is in no known state; a new one has its memory back.
-            sys.exit(_OUT_OF_MEMORY)
         except VlacoachError as error:  # Crosses to the parent, which raises it.
             connection.send(error)
         except Exception as error:  # Any other may not survive the crossing.
+            if _is_starved():
+                sys.exit(_OUT_OF_MEMORY)
             connection.send(SimulatorError(f"A simulator process failed: {type(error).__name__}: {error}"))
+
+
+def _is_starved() -> bool:
+    """Whether this process gets no more memory: libraries say so in words of their own, if they do at all.
+
+    A process of which that is true is in no known state; one that takes its place has its memory back.
+    """
+    try:
+        bytearray(_SPARE_BYTES)
+    except MemoryError:
+        return True
+    return False
 
 
 class WorkerPool:
