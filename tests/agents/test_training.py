@@ -162,7 +162,8 @@ def test_a_run_leaves_everything(worlds: list[ToyEnvs], base: Path, tmp_path: Pa
     assert elapsed == sorted(elapsed)
     assert len(elapsed) == 4
     checkpoint = folder.checkpoints.last()
-    assert {path.name for path in checkpoint.iterdir()} == {"adapter", "scorer", "training_state", "manifest.json"}
+    written = {"adapter", "scorer", "training_state", "config.yaml", "manifest.json"}
+    assert {path.name for path in checkpoint.iterdir()} == written
     assert watcher.stages.count("rollout") == 4
 
 

@@ -23,10 +23,12 @@ from vlacoach.runs.guards import RunGuards
 from vlacoach.runs.heartbeat import RunReporter
 from vlacoach.runs.report import write_learning_curve
 from vlacoach.runs.results import Comparison, EvaluationResult, TrainResult, compare, read_baseline, write_results
+from vlacoach.runs.resuming import require_same_config
 from vlacoach.runs.splits import HELD_OUT, TRAIN, Splits, require_same_splits, write_splits
 from vlacoach.runs.stalls import StallWatch
 from vlacoach.runs.stopping import GracefulStop
 from vlacoach.runs.system import SystemSampler
+from vlacoach.runs.yaml_io import write_config
 
 if TYPE_CHECKING:
     import numpy as np
@@ -124,7 +126,7 @@ class TrainingRun:
 
     def run(self, resume: bool) -> TrainResult:
         """Evaluate, train, evaluate, report."""
-        if resume:
+        if resume and not self._nothing_began():
             require_same_splits(self.folder, self._splits)
             self._resume()
             self._guards.catch_up()
@@ -138,13 +140,21 @@ class TrainingRun:
         comparisons = {split: compare(before[split], after[split]) for split in after}
         return self._finish(comparisons)
 
+    def _nothing_began(self) -> bool:
+        """Whether the run was killed before its first checkpoint, which precedes every line of metrics."""
+        return not self.folder.checkpoints.entries() and not self.folder.metrics()
+
     def _resume(self) -> None:
         checkpoint, problems = self.folder.checkpoints.newest_intact()
         for problem in problems:
-            self.reporter.message(f"Passed over a damaged checkpoint: {problem}", "warning")
+            text = f"Passed over a damaged checkpoint: {problem}"
+            self.folder.alert("warning", text, f"Going on from {checkpoint}; what was done after it is done again.")
+            self.reporter.message(text, "warning")
+        require_same_config(checkpoint, self.config)
         self.agent.load(checkpoint)
         self.agent.on_rollout = lambda trajectories: None  # Its first batches are long past.
         self._saved = self.agent.update
+        self.folder.checkpoints.set_aside(self.agent.update)
         self.folder.rewind(self.agent.update)
         clock = self.folder.metrics()
         self._spent = max((float(line.get(names.TIME_ELAPSED, 0.0)) for line in clock), default=0.0)
@@ -223,7 +233,8 @@ class TrainingRun:
             results[split] = self._evaluate_split(split, when if split == HELD_OUT else None)
         if when == "after":
             self._raise_if_asked()
-        # Together and last: a run that is killed in between evaluates again, and must not have lines twice.
+        # Together and last. A run that was killed in between has one of them already, and must not have it twice.
+        self.folder.forget_metrics(self.agent.update, [f"{_prefix(split)}/success" for split in results])
         for split, result in results.items():
             self._log_evaluation(split, result)
         return results
@@ -256,7 +267,7 @@ class TrainingRun:
         self._live.take(number, prompt, picture, {"update": self.agent.update, "evaluation": True})
 
     def _log_evaluation(self, split: str, result: EvaluationResult) -> None:
-        prefix = "eval" if split == HELD_OUT else "eval_train"
+        prefix = _prefix(split)
         metrics = {
             f"{prefix}/success": result.rate,
             f"{prefix}/successes": result.successes,
@@ -276,8 +287,13 @@ class TrainingRun:
         self.folder.progress(names.STAGE_CHECKPOINT)
         lines = [line for line in self.folder.metrics() if line.get(names.STEP) == self.agent.update]
         score = next((float(line[names.ROLLOUT_SUCCESS]) for line in lines if names.ROLLOUT_SUCCESS in line), None)
-        self.folder.checkpoints.save(self.agent.update, self.agent.save, score)
+        self.folder.sync()
+        self.folder.checkpoints.save(self.agent.update, self._save, score)
         self._saved = self.agent.update
+
+    def _save(self, folder: Path) -> None:
+        self.agent.save(folder)
+        write_config(self.config, folder / names.CONFIG_FILE)
 
     def _finish(self, comparisons: dict[str, Comparison]) -> TrainResult:
         artifacts = {}
@@ -297,6 +313,11 @@ class TrainingRun:
             return None  # A resumed run has no pictures of the time before training in memory.
         frames = side_by_side(self._videos["before"].frames(), self._videos["after"].frames())
         return write_video(self.folder.path / names.VIDEOS_FOLDER / "before_after", frames) if frames else None
+
+
+def _prefix(split: str) -> str:
+    """What the metrics of an evaluation begin with."""
+    return "eval" if split == HELD_OUT else "eval_train"
 
 
 def build_scorer(config: RewardConfig, policy: VLAPolicy) -> Scorer:

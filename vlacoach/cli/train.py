@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import replace
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -34,19 +35,6 @@ if TYPE_CHECKING:
     from vlacoach.runs.results import TrainResult
 
 _TASK, _UPDATE = "What to train", "How to train"
-
-CHANGEABLE = (
-    "grpo.updates",
-    "grpo.minutes",
-    "checkpoint.",
-    "logging.",
-    "guards.",
-    "env.workers",
-    "grpo.micro_batch",
-    "grpo.feature_budget",
-    "policy.gradient_checkpointing",
-)
-"""Keys (or beginnings of keys) that may differ when a run is resumed: they do not change its numbers."""
 
 
 class Tracker(str, Enum):
@@ -142,10 +130,8 @@ def train_command(
             raise ConfigError("--watch and --json contradict each other.", "Give one of them.")
         train_and_watch([argument for argument in sys.argv[1:] if argument != "--watch"], runs_dir)
         return
-    from vlacoach.cli.checks import check_names
-    from vlacoach.cli.progress import reporting
-    from vlacoach.runs.resolve import Flag, flatten
-    from vlacoach.runs.trackers import open_trackers, require_installed
+    from vlacoach.runs.resolve import Flag
+    from vlacoach.runs.stopping import interruptible
 
     flags = [
         Flag("--reward", "reward.name", reward),
@@ -163,33 +149,50 @@ def train_command(
         Flag("--name", "name", name),
         Flag("--log", "logging.trackers", None if not log else [tracker.value for tracker in log]),
     ]
-    if resume is None:
-        from vlacoach.runs.folder import RunFolder
-        from vlacoach.runs.resolve import resolve_config
+    with interruptible():
+        result = _train(resume, runs_dir, config, sets or (), flags, verbosity(context).quiet)
+    _show(result, as_json)
 
-        resolved = resolve_config(config, sets or (), flags)
-        check_names(resolved.config)
-        require_installed(resolved.config.logging.trackers)
-        from vlacoach.agents.evaluation import pinned
 
-        resolved = replace(resolved, config=pinned(resolved.config))
-        folder = RunFolder.create(runs_dir, resolved.config.name, resolved.config, resolved.origins)
-    else:
-        folder, resolved = _resume(resume, runs_dir, config, sets or (), flags)
+def _train(
+    resume: str | None, runs_dir: Path, config: Path | None, sets: Iterable[str], flags: Iterable[Flag], quiet: bool
+) -> TrainResult:
+    from vlacoach.cli.progress import reporting
+    from vlacoach.runs.resolve import flatten
+    from vlacoach.runs.trackers import open_trackers
+
+    begin = partial(_begin, runs_dir) if resume is None else partial(_resume, resume, runs_dir)
+    folder, resolved = begin(config, sets, flags)
     from vlacoach.agents.training import train
     from vlacoach.runs.discarding import discarded_if_nothing_began
 
     with ExitStack() as stack:
         stack.enter_context(folder)
-        reporter = stack.enter_context(reporting(narration(), verbosity(context).quiet))
+        reporter = stack.enter_context(reporting(narration(), quiet))
         if resume is None:
             stack.enter_context(discarded_if_nothing_began(folder, reporter))
         stack.enter_context(folder.running())
         reporter.message(f"Run folder: {folder.path}")
         for tracker in open_trackers(resolved.config.logging.trackers, folder.path, flatten(resolved.config)):
             folder.attach(tracker)
-        result = train(resolved.config, folder, reporter, resume=resume is not None)
-    _show(result, as_json)
+        return train(resolved.config, folder, reporter, resume=resume is not None)
+
+
+def _begin(
+    runs_dir: Path, config: Path | None, sets: Iterable[str], flags: Iterable[Flag]
+) -> tuple[RunFolder, ResolvedConfig]:
+    from vlacoach.cli.checks import check_names
+    from vlacoach.runs.folder import RunFolder
+    from vlacoach.runs.resolve import resolve_config
+    from vlacoach.runs.trackers import require_installed
+
+    resolved = resolve_config(config, list(sets), flags)
+    check_names(resolved.config)
+    require_installed(resolved.config.logging.trackers)
+    from vlacoach.agents.evaluation import pinned
+
+    resolved = replace(resolved, config=pinned(resolved.config))
+    return RunFolder.create(runs_dir, resolved.config.name, resolved.config, resolved.origins), resolved
 
 
 def _resume(
@@ -197,7 +200,8 @@ def _resume(
 ) -> tuple[RunFolder, ResolvedConfig]:
     from vlacoach.runs.constants import CONFIG_FILE
     from vlacoach.runs.folder import RunFolder
-    from vlacoach.runs.resolve import flatten, resolve_config
+    from vlacoach.runs.resolve import config_hash, resolve_config
+    from vlacoach.runs.resuming import changed_settings
     from vlacoach.runs.yaml_io import write_config
 
     if config is not None:
@@ -210,16 +214,10 @@ def _resume(
 
             found = check_trainable(resolved.config)
             resolved = replace(resolved, config=with_micro_batch(resolved.config, found))
-        before, after = flatten(folder.config()), flatten(resolved.config)
-        changed = {key: value for key, value in after.items() if value != before[key]}
-        refused = [key for key in changed if not key.startswith(CHANGEABLE)]
-        if refused:
-            raise ConfigError(
-                f"A resumed run cannot change {', '.join(refused)} ({resolved.origins[refused[0]]}).",
-                f"It may change {', '.join(CHANGEABLE)}; start a new run for anything else.",
-            )
+        changed = changed_settings(folder.config(), resolved.config, resolved.origins)
         if changed:
             write_config(resolved.config, folder.path / CONFIG_FILE)
+            folder.update_info(config_hash=config_hash(resolved.config))
             folder.log_event("config", changed=changed)
     except BaseException:
         folder.close()

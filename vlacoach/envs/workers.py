@@ -5,9 +5,12 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import logging
+import math
 import multiprocessing
+import multiprocessing.util
 import os
 import signal
+import sys
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -26,6 +29,12 @@ from vlacoach.profiles import RenderProfile
 logger = logging.getLogger(__name__)
 
 _CLOSE_SECONDS = 5.0
+_SLICE_SECONDS = 1.0
+"""A process is waited for in slices of this length, and slices are counted: if this process itself is stopped for a
+while (Ctrl-Z, a suspended machine), no more than one of them has passed, and nobody is called hanging for it."""
+_SPARE_BYTES = 64 * 2**20
+_OUT_OF_MEMORY = 137
+"""Exit code of a process that found no memory; that of a shell whose command the kernel killed for the same reason."""
 _MAX_FAILURES = 3
 """Times in a row that one process may be lost, without an answer in between, before the environment gives up."""
 
@@ -150,7 +159,9 @@ class Server:
 
 def _worker(connection: Connection, buffer: Any, settings: WorkerSettings) -> None:
     """Serve until told to stop."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business.
+    # Stopping is the parent's business: it wants to finish what it has begun, and these reach the whole process group.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
     select_gl_backend(settings.gl_backend)
     server = Server(settings, buffer)
     while True:
@@ -165,7 +176,21 @@ def _worker(connection: Connection, buffer: Any, settings: WorkerSettings) -> No
         except VlacoachError as error:  # Crosses to the parent, which raises it.
             connection.send(error)
         except Exception as error:  # Any other may not survive the crossing.
+            if _is_starved():
+                sys.exit(_OUT_OF_MEMORY)
             connection.send(SimulatorError(f"A simulator process failed: {type(error).__name__}: {error}"))
+
+
+def _is_starved() -> bool:
+    """Whether this process gets no more memory: libraries say so in words of their own, if they do at all.
+
+    A process of which that is true is in no known state; one that takes its place has its memory back.
+    """
+    try:
+        bytearray(_SPARE_BYTES)
+    except MemoryError:
+        return True
+    return False
 
 
 class WorkerPool:
@@ -195,7 +220,10 @@ class WorkerPool:
         self.replaced = 0
         self._failures = [0] * len(settings)
         self._queues: list[deque[_Order]] = [deque() for _ in settings]
-        self._workers: list[tuple[Any, Connection]] = [self._spawn(worker) for worker in range(len(settings))]
+        self._workers: list[tuple[Any, Connection]] = []
+        # Before multiprocessing's own way of ending its processes, which they are deaf to.
+        self._end = multiprocessing.util.Finalize(self, _stop, args=(self._workers,), exitpriority=10)
+        self._workers += [self._spawn(worker) for worker in range(len(settings))]
 
     @property
     def processes(self) -> list[Any]:
@@ -262,7 +290,7 @@ class WorkerPool:
         """Take a process's next answer, which belongs to the work it was given first."""
         connection = self._workers[worker][1]
         try:
-            if not connection.poll(self._timeout):
+            if not self._answers(connection):
                 self._replace(worker, f"did not answer for {self._timeout:g} s")
                 return
             answer = connection.recv()
@@ -285,6 +313,11 @@ class WorkerPool:
                 outcome = None
             pending.outcomes[index] = outcome
 
+    def _answers(self, connection: Connection) -> bool:
+        """Wait for an answer, for as long as a process may take."""
+        slices = math.ceil(self._timeout / _SLICE_SECONDS)
+        return any(connection.poll(self._timeout / slices) for _ in range(slices))
+
     def _replace(self, worker: int, what: str) -> None:
         """Start a process anew: its chunks are lost, its resets are done again, its other worlds are gone."""
         process, connection = self._workers[worker]
@@ -299,7 +332,7 @@ class WorkerPool:
         if self._failures[worker] > _MAX_FAILURES:
             raise SimulatorError(
                 f"{text}, {self._failures[worker]} times in a row.",
-                "Exit code -9 is usually the kernel, out of memory: use fewer workers or smaller pictures.",
+                f"Exit codes -9 and {_OUT_OF_MEMORY} mean out of memory: use fewer worlds or smaller pictures.",
             )
         logger.warning("%s; it is started anew, and the episodes it had do not count.", text)
         first = self._settings[worker].first_world
@@ -318,15 +351,20 @@ class WorkerPool:
 
     def close(self) -> None:
         """Stop the processes; none is left behind."""
-        for _, connection in self._workers:
-            try:
+        self._end()
+
+
+def _stop(workers: list[tuple[Any, Connection]]) -> None:
+    try:
+        for _, connection in workers:
+            with contextlib.suppress(OSError):  # It is gone already, which is what stopping is for.
                 connection.send(None)
-            except OSError:
-                continue  # It is gone already, which is what closing is for.
-        for process, connection in self._workers:
+        for process, _ in workers:
             process.join(_CLOSE_SECONDS)
-            if process.is_alive():
-                process.kill()
-                process.join()
+    finally:
+        # Whoever is in a hurry must not leave a process behind that the end of this one would wait for.
+        for process, connection in workers:
+            process.kill()
+            process.join()
             connection.close()
-        self._workers = []
+        workers.clear()

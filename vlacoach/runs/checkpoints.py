@@ -1,7 +1,8 @@
 """Checkpoint folders that are either whole or not there.
 
 A checkpoint is written under another name, synced to the disk, renamed, and only then becomes ``last``. Each
-has a manifest with the size and SHA-256 of its files, so that damage is found before anything is loaded.
+has a manifest with the size and SHA-256 of its files, and a checksum of its own, so that damage is found before
+anything is loaded.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
@@ -19,7 +21,7 @@ from typing import Any
 
 from vlacoach.errors import CheckpointError
 from vlacoach.runs.constants import BEST_LINK, LAST_LINK, MANIFEST_FILE
-from vlacoach.runs.files import replace_link, sync_folder, write_failure
+from vlacoach.runs.files import replace_link, sync_folder, write_failure, writing
 
 _WORKING_PREFIX = "."
 _NAME = "{:06d}"
@@ -55,8 +57,8 @@ class CheckpointStore:
         target = self.folder / _NAME.format(step)
         working = self.folder / f"{_WORKING_PREFIX}{target.name}.{os.getpid()}"
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._sweep()
+            self._make()
+            self.recover()
             working.mkdir()
             write(working)
             _write_manifest(working, step, score)
@@ -73,19 +75,37 @@ class CheckpointStore:
             raise
         replace_link(self.folder / LAST_LINK, target.name)
         self._choose_best()
+        with writing(self.folder):
+            sync_folder(self.folder)  # Before the old ones go: a link must not outlive what it points at.
         self._prune()
         return target
+
+    def _make(self) -> None:
+        if not self.folder.is_dir():
+            self.folder.mkdir()  # Without parents: a run folder that was deleted meanwhile must not come back half.
+            sync_folder(self.folder.parent)
 
     def _publish(self, working: Path, target: Path) -> None:
         retired = target.with_name(f"{_WORKING_PREFIX}{target.name}.old")
         if target.exists():
             os.replace(target, retired)
-        os.replace(working, target)
+        try:
+            os.replace(working, target)
+        except BaseException:
+            if retired.exists():
+                os.replace(retired, target)
+            raise
         sync_folder(self.folder)
         shutil.rmtree(retired, ignore_errors=True)
 
-    def _sweep(self) -> None:
-        """Remove what killed writers left, and bring back a checkpoint that was being replaced."""
+    def recover(self) -> None:
+        """Remove what killed writers left, and bring back a checkpoint that was being replaced.
+
+        Only for the process that has locked the run.
+
+        Raises:
+            OSError: The folder is not writable.
+        """
         for leftover in self.folder.glob(f"{_WORKING_PREFIX}*"):
             original = self.folder / leftover.name.split(".")[1]
             if leftover.name.endswith(".old") and not original.exists():
@@ -115,7 +135,8 @@ class CheckpointStore:
         """Checkpoint folders, oldest first; not checked."""
         if not self.folder.is_dir():
             return []
-        return sorted(path for path in self.folder.iterdir() if path.name.isdecimal() and path.is_dir())
+        found = (path for path in self.folder.iterdir() if re.fullmatch(r"[0-9]+", path.name))
+        return sorted(path for path in found if path.is_dir() and not path.is_symlink())
 
     def last(self) -> Path:
         """The newest checkpoint, checked.
@@ -153,10 +174,30 @@ class CheckpointStore:
             return path, problems
         raise CheckpointError(f"There is no intact checkpoint in {self.folder}.", " ".join(problems) or None)
 
+    def set_aside(self, step: int) -> None:
+        """Rename checkpoints after an update to ``<step>.damaged``: out of the way of those that will be written.
+
+        Args:
+            step: The update that training goes on after.
+
+        Raises:
+            RunError: The folder is not writable.
+        """
+        with writing(self.folder):
+            for path in self.entries():
+                if int(path.name) > step:
+                    aside = path.with_name(f"{path.name}.damaged")
+                    shutil.rmtree(aside, ignore_errors=True)
+                    os.replace(path, aside)
+
     def best(self) -> Path | None:
         """The checkpoint with the highest score, or None if none has a score."""
-        path = self.folder / BEST_LINK
-        return path.resolve() if path.is_dir() else None
+        link = self.folder / BEST_LINK
+        if not link.is_symlink():
+            return None
+        # Only the name counts: a link that somebody bent must not lead out of the folder.
+        name = os.readlink(link)
+        return next((path for path in self.entries() if path.name == name), None)
 
     def named(self, name: str) -> Path:
         """A checkpoint as people name it, checked.
@@ -192,6 +233,8 @@ def verify_checkpoint(path: Path) -> None:
     """
     for name, expected in _manifest(path)["files"].items():
         file = path / name
+        if not file.resolve().is_relative_to(path.resolve()):
+            raise CheckpointError(f"Checkpoint file {file} is a link out of its checkpoint.")
         if not file.is_file():
             raise CheckpointError(f"Checkpoint file {file} is missing.")
         size = file.stat().st_size
@@ -212,15 +255,29 @@ def _manifest(path: Path) -> dict[str, Any]:
     file = path / MANIFEST_FILE
     try:
         manifest = json.loads(file.read_text(encoding="utf-8"))
-        if not isinstance(manifest["files"], dict) or not isinstance(manifest["step"], int):
-            raise TypeError("it does not list files and step")
-        for name, expected in manifest["files"].items():
-            if Path(name).is_absolute() or ".." in Path(name).parts:
-                raise ValueError(f"{name!r} leaves the checkpoint")
-            _ = expected["bytes"], expected["sha256"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        if manifest.pop("checksum", None) != _checksum(manifest):
+            raise ValueError("its checksum is wrong")
+        _check_types(manifest)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"Checkpoint file {file} is missing or corrupt: {error}.") from error
+    if path.name != _NAME.format(manifest["step"]):
+        raise CheckpointError(f"Checkpoint file {file} is of update {manifest['step']}, its folder is {path.name}.")
     return dict(manifest)
+
+
+def _check_types(manifest: dict[str, Any]) -> None:
+    score = manifest["score"]
+    if type(manifest["step"]) is not int or not (score is None or type(score) in (int, float)):
+        raise TypeError("step or score is no number")
+    for name, expected in manifest["files"].items():
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise ValueError(f"{name!r} leaves the checkpoint")
+        if type(expected["bytes"]) is not int or not isinstance(expected["sha256"], str):
+            raise TypeError(f"size or checksum of {name!r} is of the wrong type")
+
+
+def _checksum(manifest: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def _score(path: Path) -> float | None:
@@ -237,7 +294,8 @@ def _write_manifest(folder: Path, step: int, score: float | None) -> None:
         if file.is_file()
     }
     score = score if score is not None and math.isfinite(score) else None
-    manifest = {"step": step, "score": score, "files": files}
+    manifest: dict[str, Any] = {"step": step, "score": score, "files": files}
+    manifest["checksum"] = _checksum(manifest)
     (folder / MANIFEST_FILE).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
 
 

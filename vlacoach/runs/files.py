@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import math
 import os
@@ -36,6 +37,26 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise write_failure(path, error) from error
+
+
+def lock_file(path: Path) -> int:
+    """Lock a file, made if missing, for this process and none of its children.
+
+    Returns:
+        Descriptor; closing it gives the lock back, and so does the end of the process.
+
+    Raises:
+        BlockingIOError: Another process has locked it.
+        RunError: It cannot be made.
+    """
+    with writing(path):
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
 
 
 def write_all(descriptor: int, data: bytes) -> None:
@@ -85,6 +106,8 @@ def replace_bytes(path: Path, data: bytes, sync: bool = True) -> None:
             with suppress(FileNotFoundError):
                 os.unlink(temporary)
             raise
+        if sync:
+            sync_folder(path.parent)
 
 
 def replace_link(link: Path, target: str) -> None:

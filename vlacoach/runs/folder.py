@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
-import platform
 import re
 import secrets
 import socket
-import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlacoach.errors import ConfigError, RunError
 from vlacoach.runs import constants as names
 from vlacoach.runs.checkpoints import CheckpointStore
-from vlacoach.runs.files import plain, replace_link, replace_text, writing
+from vlacoach.runs.files import lock_file, plain, replace_link, replace_text, writing
 from vlacoach.runs.finding import find_run
-from vlacoach.runs.jsonl import JsonlReader, JsonlWriter, keep_records
+from vlacoach.runs.jsonl import JsonlReader, JsonlWriter, keep_records, step_of
+from vlacoach.runs.provenance import installed_versions as installed_versions
+from vlacoach.runs.provenance import provenance
 from vlacoach.runs.trackers import MetricWriter, Trackers
 
 if TYPE_CHECKING:
@@ -35,8 +33,6 @@ STALE_SECONDS = 120.0
 
 BEAT_SECONDS = 0.5
 """Heartbeats closer together than this are not written, unless the stage changed."""
-
-VERSIONED = ("vlacoach", "torch", "transformers", "peft", "gymnasium", "mujoco", "robosuite", "numpy")
 
 
 class RunFolder:
@@ -87,7 +83,6 @@ class RunFolder:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
             raise ConfigError(f"Run name {name!r} is not usable.", "Use letters, digits, dots, dashes, '_'.")
         # Only here and in config(): building the models takes longer than all that a reader of run folders needs.
-        from vlacoach.runs.resolve import DEFAULT_ORIGIN, config_hash
         from vlacoach.runs.yaml_io import write_config
 
         run_id = secrets.token_hex(2)
@@ -104,15 +99,7 @@ class RunFolder:
                 "id": run_id,
                 "name": name,
                 "status": names.STATUS_CREATED,
-                "pid": os.getpid(),
-                "host": socket.gethostname(),
-                "platform": platform.platform(),
-                "python": platform.python_version(),
-                "versions": installed_versions(VERSIONED),
-                "argv": list(sys.argv if argv is None else argv),
-                "seed": config.seed if config else None,
-                "config_hash": config_hash(config) if config else None,
-                "origins": {key: value for key, value in (origins or {}).items() if value != DEFAULT_ORIGIN},
+                **provenance(config, origins, argv),
                 "created": round(time.time(), 3),
                 "finished": None,
                 "resumed": [],
@@ -147,6 +134,8 @@ class RunFolder:
         found = cls.open(reference, root)
         folder = cls(found.path, found.config().checkpoint.keep)
         folder.lock()
+        with writing(folder.checkpoints.folder):
+            folder.checkpoints.recover()
         info = folder.info()
         folder.update_info(
             pid=os.getpid(),
@@ -162,15 +151,11 @@ class RunFolder:
         Raises:
             RunError: Another process writes to it, or the folder cannot be written.
         """
-        with writing(self.path / names.LOCK_FILE):
-            descriptor = os.open(self.path / names.LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._lock = lock_file(self.path / names.LOCK_FILE)
         except BlockingIOError:
-            os.close(descriptor)
             pid = self.info().get("pid", "?")
             raise RunError(f"Run {self.path} is in use by process {pid}.", "Wait for it, or stop it first.") from None
-        self._lock = descriptor
 
     # run.json and config.yaml
 
@@ -347,9 +332,33 @@ class RunFolder:
             RunError: The files cannot be rewritten.
         """
         for file in (names.METRICS_FILE, names.EPISODES_FILE):
-            if file in self._writers:
-                self._writers.pop(file).close()
-            keep_records(self.path / file, lambda record: record.get(names.STEP, 0) <= step)
+            self._keep(file, lambda record: step_of(record) <= step)
+
+    def forget_metrics(self, step: int, keys: Collection[str]) -> None:
+        """Drop lines of metrics that are about to be written again, as after a kill between two of them.
+
+        Args:
+            step: The update whose lines are meant.
+            keys: A line that has one of these goes.
+
+        Raises:
+            RunError: The file cannot be rewritten.
+        """
+        self._keep(names.METRICS_FILE, lambda record: step_of(record) != step or record.keys().isdisjoint(keys))
+
+    def _keep(self, file: str, keep: Callable[[dict[str, Any]], bool]) -> None:
+        if file in self._writers:
+            self._writers.pop(file).close()
+        keep_records(self.path / file, keep)
+
+    def sync(self) -> None:
+        """Wait until the disk has every line, so that a checkpoint never outlives the lines before it.
+
+        Raises:
+            RunError: The disk refuses.
+        """
+        for writer in self._writers.values():
+            writer.sync()
 
     def close(self) -> None:
         """End the trackers, close the files, and give the lock back."""
@@ -398,14 +407,3 @@ class RunFolder:
         except (OSError, ValueError):
             return {}  # A heart that has not begun to beat is no error.
         return beat if isinstance(beat, dict) else {}
-
-
-def installed_versions(packages: Sequence[str]) -> dict[str, str | None]:
-    """Version of each installed package, None for those that are missing; imports none of them."""
-    versions: dict[str, str | None] = {}
-    for package in packages:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            versions[package] = None
-    return versions

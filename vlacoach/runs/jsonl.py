@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from vlacoach.errors import RunError
-from vlacoach.runs.constants import TIME
+from vlacoach.runs.constants import STEP, TIME
 from vlacoach.runs.files import plain, replace_text, to_json, write_all, write_failure, writing
 
 
@@ -166,3 +166,9 @@ def keep_records(path: Path, keep: Callable[[dict[str, Any]], bool]) -> int:
     if len(kept) < len(records):
         replace_text(path, "".join(to_json(record) + "\n" for record in kept))
     return len(records) - len(kept)
+
+
+def step_of(record: Mapping[str, Any]) -> float:
+    """Update of a line; one that has none, or no number, belongs to the beginning."""
+    step = record.get(STEP)
+    return step if isinstance(step, (int, float)) else 0

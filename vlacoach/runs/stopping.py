@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
@@ -47,3 +48,24 @@ class GracefulStop:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._previous.clear()
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """While active, each of :data:`SIGNALS` raises ``KeyboardInterrupt``, as Ctrl-C does.
+
+    For the time around :class:`GracefulStop`, in which there is nothing to finish: what is open is closed, and the
+    command ends with status 130 instead of dying in silence.
+    """
+    previous: dict[signal.Signals, signal._HANDLER] = {}
+    if threading.current_thread() is threading.main_thread():
+        previous = {number: signal.signal(number, _interrupt) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
