@@ -6,12 +6,14 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from measured import Stop, timeless
-from toy_envs import TOY_SUITE, ToyEnvs, toy_policy
+from toy_envs import TOY_SUITE, ToyEnvs, toy_config, toy_policy
 from typer.testing import CliRunner
 
-from vlacoach.agents.episode_videos import VideoChoice
+from vlacoach.agents import episode_videos
+from vlacoach.agents.episode_videos import VideoChoice, frames_of
 from vlacoach.agents.measuring import Measurement, measure, measure_axes
 from vlacoach.cli.main import app
 from vlacoach.envs.perturbations import AXES, PerturbedEpisode, parse_perturbations
@@ -165,3 +167,24 @@ def test_the_command_perturbs_along_several_axes_at_once(sound_worlds: list[ToyE
     assert json.loads(done.stdout)["settings"]["env.perturbations"] == ["camera:2", "language:3"]
     assert [one["perturbation"] for one in lines(tmp_path / "out")] == ["camera:2,language:3"] * 2
     assert "camera:2, language:3" in " ".join(CliRunner().invoke(app, command).stdout.split())
+
+
+@pytest.mark.sim
+def test_libero_is_perturbed_along_one_axis_after_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(episode_videos, "find_spec", lambda name: None)  # Without compression, so that equal is equal.
+    base = toy_policy().save(tmp_path / "base")
+    env = {"suite": "libero_goal", "tasks": [8], "num_envs": 2, "workers": 1, "max_steps": 8, "settle_steps": 1}
+    config = toy_config(policy={"path": str(base)}, env=env, evaluation={"trials": 2, "temperature": 1.0})
+    chosen = parse_perturbations("camera:5,language:5")
+    wanted = Measurement(config, (30, 31), "held-out", (3,), perturbations=chosen)
+    _, folder = measure_axes(wanted, tmp_path, video=VideoChoice.ALL)
+    firsts = {}
+    for name in ("plain", "camera-5", "language-5"):
+        file = next((folder / "videos" / name).glob("*_state31_*"))
+        firsts[name] = next(frames_of(file)).astype(float)
+    assert np.array_equal(firsts["language-5"], firsts["plain"])
+    assert np.abs(firsts["camera-5"] - firsts["plain"]).mean() > 1
+    own = "put the bowl on the plate"
+    said = {(one["perturbation"], one["init_state"]): one["instruction"] for one in lines(folder)}
+    assert said["", 31] == said["camera:5", 31] == own
+    assert said["language:5", 31] == rephrase(own, PerturbedEpisode(chosen, 3, 8, 31)) != own
