@@ -170,6 +170,7 @@ def test_the_command_perturbs_along_several_axes_at_once(sound_worlds: list[ToyE
 
 
 @pytest.mark.sim
+@pytest.mark.slow
 def test_libero_is_perturbed_along_one_axis_after_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(episode_videos, "find_spec", lambda name: None)  # Without compression, so that equal is equal.
     base = toy_policy().save(tmp_path / "base")
