@@ -130,7 +130,7 @@ def _experts(suite: str, exact: bool, episodes: int) -> Iterator[Row]:
             for state in np.linspace(0, 49, episodes).round().astype(int):
                 episode = run_expert(simulator, 0, task, int(state))
                 start = simulator.suite.initial_states(task)[state]
-                at = _replay(env, start, episode.actions)
+                at = replay(env, start, episode.actions)
                 agrees = (at is not None) == episode.success and (at is None or abs(at - episode.length) <= 1)
                 same, played = same + agrees, played + 1
                 if agrees:
@@ -140,7 +140,7 @@ def _experts(suite: str, exact: bool, episodes: int) -> Iterator[Row]:
                     # The last entries are velocities; the arm's come first among them.
                     other = start.copy()
                     other[1 + simulator.view(0).model.nq + joint] += 1e-12
-                    nudged.append(_replay(env, other, episode.actions))
+                    nudged.append(replay(env, other, episode.actions))
                 slips.append(
                     f"{suite} {task} state {state}: step {episode.length}, LIBERO {at}, LIBERO with one joint's "
                     f"speed off by 1e-12 rad/s: {nudged}"
@@ -151,10 +151,10 @@ def _experts(suite: str, exact: bool, episodes: int) -> Iterator[Row]:
         yield f"  {slip}", "", "", None
 
 
-def _replay(env: Any, state: np.ndarray, actions: np.ndarray) -> int | None:
+def replay(env: Any, state: np.ndarray, actions: np.ndarray, settle_steps: int = 10) -> int | None:
     """The step at which LIBERO reports success, or None."""
     start_episode(env, state)
-    for _ in range(10):
+    for _ in range(settle_steps):
         env.env.step(IDLE)
     for number, action in enumerate(actions, start=1):
         env.env.step(action)

@@ -10,65 +10,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from toy_envs import TOY_SUITE, ToyEnvs, toy_config, toy_policy
+from measured import STATES, Stop, episodes, timeless
+from toy_envs import TOY_SUITE, ToyEnvs, toy_policy
 from typer.testing import CliRunner
 
-from vlacoach.agents import episode_videos, measuring
+from vlacoach.agents import episode_videos
 from vlacoach.agents.episode_videos import VideoChoice
 from vlacoach.agents.measuring import Measurement, measure
 from vlacoach.cli.main import app
+from vlacoach.envs.perturbations import parse_perturbations
 from vlacoach.errors import ConfigError, RunError
-from vlacoach.runs.reporting import NullReporter
 from vlacoach.runs.results import EvaluationResult, compare
 from vlacoach.runs.videos import FRAMES_PER_SECOND, read_frames
-
-STATES = {0: (4, 5, 6), 1: (30, 31)}
-
-
-class Stop(NullReporter):
-    """Loses the evaluation after some episodes."""
-
-    def __init__(self, after: int) -> None:
-        self.left = after
-        self.messages: list[str] = []
-
-    def advance(self, amount: int = 1, **fields: Any) -> None:
-        self.left -= amount
-        if self.left <= 0:
-            raise KeyboardInterrupt
-
-    def message(self, text: str, level: str = "info") -> None:
-        self.messages.append(text)
-
-
-@pytest.fixture
-def worlds(monkeypatch: pytest.MonkeyPatch) -> list[ToyEnvs]:
-    """The toy worlds in the place of LIBERO, those that were made."""
-    made: list[ToyEnvs] = []
-
-    def make(config: object, policy: object) -> ToyEnvs:
-        made.append(ToyEnvs(4, broken=(5,), repaired_after=1))
-        return made[-1]
-
-    monkeypatch.setattr(measuring, "make_envs", make)
-    monkeypatch.setattr(measuring, "get_suite", lambda name: TOY_SUITE)
-    return made
-
-
-@pytest.fixture
-def wanted(tmp_path: Path) -> Measurement:
-    base = toy_policy().save(tmp_path / "base")
-    config = toy_config(policy={"path": str(base)}, evaluation={"trials": 6, "temperature": 1.0})
-    return Measurement(config, STATES, "held-out", (3, 5))
-
-
-def timeless(result: EvaluationResult) -> EvaluationResult:
-    return replace(result, seconds=0.0)
-
-
-def episodes(folder: Path) -> list[tuple[Any, ...]]:
-    lines = [json.loads(line) for line in (folder / "episodes.jsonl").read_text().splitlines()]
-    return sorted((one["seed"], one["number"], one["task"], one["init_state"], one["success"]) for one in lines)
 
 
 @pytest.mark.parametrize("stops", [(1,), (5,), (11, 14), (2, 3, 20), (24,)])
@@ -132,11 +85,12 @@ def changed(name: str) -> Callable[[Measurement], Measurement]:
         "states": lambda one: replace(one, states={**STATES, 1: (30, 32)}),
         "env.settle_steps": settle,
         "protocol": lambda one: replace(one, protocol="rlinf"),
+        "env.perturbations": lambda one: replace(one, perturbations=parse_perturbations("camera:3")),
     }
     return changes[name]
 
 
-@pytest.mark.parametrize("name", ["seeds", "states", "env.settle_steps", "protocol"])
+@pytest.mark.parametrize("name", ["seeds", "states", "env.settle_steps", "protocol", "env.perturbations"])
 def test_a_changed_setting_is_refused_with_the_reason(
     name: str, worlds: list[ToyEnvs], wanted: Measurement, tmp_path: Path
 ):

@@ -11,6 +11,7 @@ siblings of a group look alike at first and differ afterwards, and a test can sa
 from __future__ import annotations
 
 import zlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,8 @@ import torch
 from vlacoach.agents.prompts import Prompt
 from vlacoach.agents.rollout import Job, collect
 from vlacoach.agents.seeding import Stream, torch_generator
+from vlacoach.envs.perturbations import Perturbation, PerturbedEpisode
+from vlacoach.envs.rephrasing import rephrase
 from vlacoach.envs.suites import Suite, Task
 from vlacoach.policies import VLAPolicy, action_tokens
 from vlacoach.policies import tokenizer as tokenizers
@@ -92,15 +95,23 @@ class ToyEnvs:
         self.resets = 0
         self.closed = False
         self._where = [(0, 0)] * num_envs
+        self._perturbations: tuple[Perturbation, ...] = ()
+        self._perturbation_seed = 0
+        self._perturbed = [PerturbedEpisode((), 0, 0, 0)] * num_envs
         self._executed = [np.zeros((0, ACTION_DIM), np.float32)] * num_envs
         self._chunks = [0] * num_envs
         self._done = np.ones(num_envs, dtype=np.bool_)
+
+    def perturb(self, perturbations: Sequence[Perturbation], seed: int = 0) -> None:
+        """Perturb episodes: language changes instructions, camera inverts pictures, and the rest does nothing."""
+        self._perturbations, self._perturbation_seed = tuple(perturbations), seed
 
     def begin_reset(self, options: dict[str, Any] | None = None) -> Any:
         assert options is not None
         for world in np.flatnonzero(options["reset_mask"]):
             assert self._done[world], "a world was started anew in the middle of an episode"
-            self._where[world] = (int(options["task"][world]), int(options["init_state"][world]))
+            self._where[world] = where = (int(options["task"][world]), int(options["init_state"][world]))
+            self._perturbed[world] = PerturbedEpisode(self._perturbations, self._perturbation_seed, *where)
             self._executed[world] = np.zeros((0, ACTION_DIM), np.float32)
             self._chunks[world] = 0
             self._done[world] = False
@@ -147,13 +158,19 @@ class ToyEnvs:
     def _observation(self) -> dict[str, Any]:
         seen = [(*where, done) for where, done in zip(self._where, self._executed, strict=True)]
         return {
-            "image": np.stack([picture(*one) for one in seen]),
+            "image": np.stack([self._seen(world, picture(*one)) for world, one in enumerate(seen)]),
             "state": np.stack([proprioception(*one) for one in seen]),
             "task": np.array([task for task, _ in self._where]),
         }
 
+    def _seen(self, world: int, image: np.ndarray) -> np.ndarray:
+        return 255 - image if self._perturbed[world].along("camera").severity else image
+
     def _info(self, executed: np.ndarray) -> dict[str, Any]:
-        texts = [TOY_SUITE.tasks[task].instruction for task, _ in self._where]
+        texts = [
+            rephrase(TOY_SUITE.tasks[task].instruction, perturbed)
+            for (task, _), perturbed in zip(self._where, self._perturbed, strict=True)
+        ]
         return {"instruction": np.array(texts, dtype=object), "executed": executed}
 
 

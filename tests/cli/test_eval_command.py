@@ -9,13 +9,15 @@ import pytest
 from vlacoach.cli.eval import (
     ProtocolChoice,
     Split,
+    chosen_perturbations,
     chosen_seeds,
     chosen_states,
     followed_as,
     warn_of_training_states,
 )
 from vlacoach.cli.rival import rival_of
-from vlacoach.errors import ConfigError, RunError
+from vlacoach.envs.perturbations import AXES, Perturbation
+from vlacoach.errors import CheckpointError, ConfigError, RunError
 from vlacoach.runs.config import TrainConfig
 from vlacoach.runs.folder import RunFolder
 from vlacoach.runs.protocols import PROTOCOLS, get_protocol
@@ -102,6 +104,35 @@ def test_an_unknown_protocol_exits_2(invoke):
     assert "simplevla" in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("cammera:3", ["Unknown perturbation axis 'cammera'", "'camera'", "layout, light, noise, robot"]),
+        ("camera:0", ["The severity of camera is 0", "Severities are 1 to 5"]),
+        ("all:6", ["The severity of all is 6", "Severities are 1 to 5"]),
+        ("camera", ["The severity of camera is missing", "as in camera:3"]),
+        ("camera:3,light:2,camera:1", ["axis camera is given twice"]),
+        ("all,light:2", ["axis light is given twice"]),
+        ("", ["Unknown perturbation axis ''", "all, background, camera"]),
+        ("camera:3,", ["Unknown perturbation axis ''"]),
+    ],
+)
+def test_what_cannot_be_perturbed_exits_2_and_names_what_can(invoke, text, said):
+    result = invoke("eval", "--perturb", text)
+    assert result.exit_code == 2
+    assert all(part in result.stderr for part in said)
+    assert result.stdout == ""
+
+
+def test_all_is_one_axis_after_the_other_and_a_list_all_at_once():
+    assert chosen_perturbations(None) == ((), False)
+    for text, severity in (("all", 3), ("all:5", 5)):
+        chosen, by_axis = chosen_perturbations(text)
+        assert [(one.axis, one.severity) for one in chosen] == [(axis, severity) for axis in AXES]
+        assert by_axis
+    assert chosen_perturbations("camera:3,light:2") == ((Perturbation("camera", 3), Perturbation("light", 2)), False)
+
+
 def test_seeds_are_those_given_or_the_one_of_the_configuration():
     config = TrainConfig(seed=9)
     assert chosen_seeds(None, None, config) == (9,)
@@ -124,6 +155,23 @@ def test_what_to_compare_with_is_a_policy_a_folder_or_a_run(run, tmp_path):
         assert found.splits.suite == "libero_goal"
     with pytest.raises(RunError, match="No run 'nope'"):
         rival_of("nope", run.path.parent, config)
+
+
+def test_a_run_to_compare_with_may_name_its_checkpoint(run, tmp_path):
+    run.checkpoints.save(7, lambda path: (path / "x").write_text("later"), score=0.0)
+    config, root = TrainConfig(), run.path.parent
+    expected = {"first@3": "000003", "latest@best": "000003", "first@last": "000007", f"{run.path}@000003": "000003"}
+    for reference, step in expected.items():
+        found = rival_of(reference, root, config)
+        checkpoint = reference.partition("@")[2]
+        assert found.checkpoint.resolve() == (run.path / "checkpoints" / step).resolve()
+        assert found.label == run.path.name + ("" if checkpoint == "last" else f"@{checkpoint}")
+    with pytest.raises(CheckpointError, match="There is no checkpoint '5'"):
+        rival_of("first@5", root, config)
+    with pytest.raises(RunError, match="No run 'nope'"):
+        rival_of("nope@3", root, config)
+    (tmp_path / "cloned@2").mkdir()
+    assert rival_of(str(tmp_path / "cloned@2"), root, config).config.policy.path == str(tmp_path / "cloned@2")
 
 
 def test_states_that_a_run_was_trained_on_are_warned_of():

@@ -11,6 +11,7 @@ from gymnasium.utils.env_checker import check_env
 from vlacoach.envs.libero import LiberoEnv
 from vlacoach.envs.perturbations import AXES, MAGNITUDES, Perturbation, PerturbedEpisode
 from vlacoach.envs.perturbed_start import SLACK
+from vlacoach.envs.rephrasing import rephrase
 from vlacoach.envs.simulator import Simulator
 from vlacoach.envs.suites import FRESH_STATE, get_suite
 from vlacoach.envs.vector import LiberoVectorEnv
@@ -136,6 +137,42 @@ def test_what_stands_on_another_thing_stays_there():
     assert moved["akita_black_bowl_1_main"] < SLACK
     assert moved["glazed_rim_porcelain_ramekin_1_main"] < SLACK
     assert max(moved.values()) > 0.03
+
+
+def test_an_object_that_tips_over_by_itself_does_not_stop_a_layout(monkeypatch):
+    """The wine bottle of this state falls over on landing, and does so wherever it is put."""
+    monkeypatch.setenv("VLACOACH_CACHE", "off")
+    simulator = Simulator("libero_10_object", image_size=32)
+    task, state = 3, 30
+    simulator.reset(0, task, state)
+    plain, bottle = objects(simulator), "wine_bottle_1_main"
+    lying = simulator.view(0).data.xmat[simulator.view(0).model.body(bottle).id].reshape(3, 3)[2, 2]
+    assert abs(lying) < 0.1
+    simulator.reset(0, task, state, episode=PerturbedEpisode((Perturbation("layout", 5),), 0, task, state))
+    moved = {name: np.hypot(*(place - plain[name])[:2]) for name, place in objects(simulator).items()}
+    assert moved["black_bowl_1_main"] == pytest.approx(0.07, abs=2 * SLACK)
+    assert objects(simulator)[bottle][2] > plain[bottle][2] - 0.1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("suite", "task"),
+    [("libero_90", 16), ("libero_90", 42), ("libero_90", 74), ("libero_10_swap", 1), ("libero_goal_task", 6)],
+)
+def test_every_axis_works_in_scenes_of_other_suites(suite, task, monkeypatch):
+    monkeypatch.setenv("VLACOACH_CACHE", "off")
+    simulator = Simulator(suite, image_size=48)
+    instruction = simulator.suite.task(task).instruction
+    for state in (30, 31):
+        simulator.reset(0, task, state)
+        plain, picture = simulator.state(0), simulator.render(0)["agentview"]
+        for axis in AXES:
+            perturbed = PerturbedEpisode((Perturbation(axis, 5),), state, task, state)
+            simulator.reset(0, task, state, episode=perturbed)
+            assert np.array_equal(simulator.state(0), plain) == (axis not in STARTS)
+            assert (different(simulator.render(0)["agentview"], picture) > 0.3) == (axis != "language")
+            assert (rephrase(instruction, perturbed) != instruction) == (axis == "language")
+            assert not simulator.step(0, [0, 0, 0, 0, 0, 0, -1])
 
 
 def test_lights_cast_shadows_from_severity_3_on(simulator):

@@ -18,9 +18,21 @@ def test_episodes_are_kept_and_known_again(tmp_path):
         assert folder.played(0, 3, 1, 30) is None
         folder.record(0, 3, task=1, init_state=30, success=True, length=41, elapsed=2.5)
     with EvaluationFolder(tmp_path / "new" / "out", SETTINGS) as folder:
-        assert (folder.count, folder.seconds) == (1, 2.5)
+        assert (folder.count, folder.seconds()) == (1, 2.5)
         assert folder.played(0, 3, 1, 30) == Played(True, 41)
         assert folder.played(1, 3, 1, 30) is None
+
+
+def test_episodes_of_one_number_are_told_apart_by_what_perturbs_them(tmp_path):
+    with EvaluationFolder(tmp_path, SETTINGS) as folder:
+        folder.record(0, 3, task=1, init_state=30, success=True, length=41, elapsed=2.5)
+        folder.record(0, 3, "light:2", task=1, init_state=30, success=False, length=90, elapsed=4.0)
+    with EvaluationFolder(tmp_path, SETTINGS) as folder:
+        assert folder.count == 2
+        assert folder.played(0, 3, 1, 30) == Played(True, 41)
+        assert folder.played(0, 3, 1, 30, "light:2") == Played(False, 90)
+        assert folder.played(0, 3, 1, 30, "light:3") is None
+        assert (folder.seconds(), folder.seconds("light:2"), folder.seconds("light:3")) == (2.5, 4.0, 0.0)
 
 
 def test_a_half_line_of_a_killed_process_is_cut_off(tmp_path):

@@ -18,6 +18,7 @@ from vlacoach.agents.prompts import Prompt
 from vlacoach.agents.rollout import ChunkEnvs, Job, collect
 from vlacoach.agents.seeding import Stream, torch_generator
 from vlacoach.agents.video import VideoRecorder
+from vlacoach.envs.perturbations import Perturbation
 from vlacoach.envs.vector import LiberoVectorEnv
 from vlacoach.errors import ConfigError, SimulatorError
 from vlacoach.policies import OpenVLAOptions, load_policy, lora
@@ -157,12 +158,13 @@ def evaluate_split(
     seeds: Sequence[int] | None = None,
     keeper: EpisodeKeeper | None = None,
     label: str | None = None,
+    perturbations: Sequence[Perturbation] = (),
 ) -> EvaluationResult:
     """Evaluate a policy as a configuration says, on some initial states.
 
     Args:
         policy: The policy.
-        envs: Vector environment of the configuration's suite.
+        envs: Vector environment of the configuration's suite; what it was perturbed by is replaced.
         config: Says which tasks, how many trials, at which temperature, and with which seed.
         states: Initial states, taken in turn.
         split: What these states are called: ``"held-out"``, ``"train"``, ``"all"``, or ``"protocol"``.
@@ -174,12 +176,14 @@ def evaluate_split(
         seeds: Seeds, each of which plays the whole plan; None is the configuration's.
         keeper: Keeps each episode as it ends, and knows those that are not to be played again.
         label: What the policy is called in the result; None is its name.
+        perturbations: What to perturb every episode by, all at once; drawn from the episode's seed.
     """
     reporter = reporter or NullReporter()
     tasks = envs.suite.select(config.env.tasks)
     plan = evaluation_plan([task.index for task in tasks], states, config.evaluation.trials)
     seeds = (config.seed,) if seeds is None else tuple(seeds)
-    reporter.stage(f"{STAGE_EVALUATION} ({split} states)", len(plan) * len(seeds))
+    where = ", ".join([f"{split} states", *map(str, perturbations)])
+    reporter.stage(f"{STAGE_EVALUATION} ({where})", len(plan) * len(seeds))
     started = time.perf_counter()
     record = None if videos is None else videos.watch(plan, {task.index: task.name for task in tasks})
 
@@ -197,6 +201,7 @@ def evaluate_split(
 
     temperature, episodes = config.evaluation.temperature, []
     for seed in seeds:
+        envs.perturb(perturbations, seed)
         episodes += evaluate(
             policy,
             envs,
@@ -221,7 +226,7 @@ def evaluate_split(
         seeds=seeds,
         seconds=time.perf_counter() - started if keeper is None else keeper.seconds,
         protocol=protocol,
-        settings=used_settings(config, policy, envs.suite.max_steps),
+        settings=used_settings(config, policy, envs.suite.max_steps, perturbations),
     )
 
 

@@ -19,18 +19,22 @@ class EpisodeKeeper:
         folder: Where outcomes go.
         videos: Where pictures go.
         names: Name of each task, for the videos' files.
+        perturbation: What the episodes are perturbed by, in words.
     """
 
-    def __init__(self, folder: EvaluationFolder, videos: EpisodeVideos, names: Mapping[int, str]) -> None:
+    def __init__(
+        self, folder: EvaluationFolder, videos: EpisodeVideos, names: Mapping[int, str], perturbation: str = ""
+    ) -> None:
         self.folder = folder
         self.videos = videos
         self.names = names
+        self.perturbation = perturbation
         self._started = time.perf_counter()
 
     @property
     def seconds(self) -> float:
         """Time spent on the evaluation, that of earlier calls included."""
-        return self.folder.seconds + time.perf_counter() - self._started
+        return self.folder.seconds(self.perturbation) + time.perf_counter() - self._started
 
     def played(self, seed: int, plan: Sequence[Prompt]) -> dict[int, Played]:
         """Episodes of a plan that are there already, by their number.
@@ -38,7 +42,9 @@ class EpisodeKeeper:
         Raises:
             RunError: What is there is of another plan.
         """
-        found = {i: self.folder.played(seed, i, one.task, one.init_state) for i, one in enumerate(plan)}
+        found = {
+            i: self.folder.played(seed, i, one.task, one.init_state, self.perturbation) for i, one in enumerate(plan)
+        }
         return {number: episode for number, episode in found.items() if episode is not None}
 
     def look(self, seed: int, number: int, prompt: Prompt, picture: Any) -> None:
@@ -58,8 +64,10 @@ class EpisodeKeeper:
             self.folder.record(
                 seed,
                 number,
+                self.perturbation,
                 task=prompt.task,
                 init_state=prompt.init_state,
+                instruction=trajectory.instruction,
                 success=trajectory.success,
                 length=trajectory.length,
                 elapsed=round(self.seconds, 3),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -26,20 +25,15 @@ from vlacoach.cli.options import (
 from vlacoach.errors import ConfigError
 
 if TYPE_CHECKING:
+    from vlacoach.envs.perturbations import Perturbation
     from vlacoach.runs.config import TrainConfig
     from vlacoach.runs.protocols import Protocol
     from vlacoach.runs.reporting import Reporter
     from vlacoach.runs.resolve import ResolvedConfig
-    from vlacoach.runs.results import Comparison, EvaluationResult
     from vlacoach.runs.splits import Splits
 
 EVALUATIONS_FOLDER = "evaluations"
 """Within the folder of runs."""
-
-COMPARED_FOLDER = "compared"
-"""Within --out: the policy that was compared with."""
-
-COMPARISON_FILE = "comparison.json"
 
 _WHAT, _HOW = "What to evaluate", "How to evaluate"
 
@@ -105,6 +99,16 @@ def evaluate_command(
         Split | None,
         typer.Option("--split", help="Which initial states; held-out, or the protocol's own.", rich_help_panel=_HOW),
     ] = None,
+    perturb: Annotated[
+        str | None,
+        typer.Option(
+            "--perturb",
+            metavar="AXIS:SEVERITY,...",
+            help='Perturb all episodes, such as "camera:3,light:2"; or "all" (severity 3) or "all:5": plain, and then '
+            "along each axis by itself. Severities are 1 to 5.",
+            rich_help_panel=_HOW,
+        ),
+    ] = None,
     trials: Annotated[
         int | None, typer.Option("--trials", help="Episodes for each task.", rich_help_panel=_HOW)
     ] = None,
@@ -123,7 +127,8 @@ def evaluate_command(
         typer.Option(
             "--compare",
             metavar="RUN_OR_POLICY",
-            help="Play the same episodes with another policy too, and show the paired difference.",
+            help="Play the same episodes with another policy too, and show the paired difference; of a run, "
+            "RUN@best or RUN@STEP takes another checkpoint than the last.",
             rich_help_panel=_WHAT,
         ),
     ] = None,
@@ -161,15 +166,16 @@ def evaluate_command(
 
       vlacoach eval --run latest --compare tiny --seeds 0,1,2
 
+      vlacoach eval --run latest --perturb all
+
       vlacoach eval --protocol openvla-oft --describe
     """  # fmt: skip
     from vlacoach.cli.checks import check_names
     from vlacoach.cli.progress import reporting
-    from vlacoach.cli.rival import rival_of
+    from vlacoach.cli.rival import Place, evaluate_with, rival_of, run_label
     from vlacoach.runs.folder import RunFolder
     from vlacoach.runs.protocols import get_protocol
     from vlacoach.runs.resolve import Flag, resolve_config
-    from vlacoach.runs.results import write_results
     from vlacoach.runs.splits import read_splits
 
     if describe:
@@ -179,6 +185,7 @@ def evaluate_command(
         raise ConfigError("--run and --policy name two policies.", "Give one of them.")
     if run is not None and config is not None:
         raise ConfigError("--run brings its own configuration.", "Leave out --config.")
+    perturbations, by_axis = chosen_perturbations(perturb)
     adapter: Path | None = None
     splits: Splits | None = None
     if run is not None:
@@ -209,8 +216,7 @@ def evaluate_command(
     states, named = chosen_states(settings, split, followed, splits)
     rival = None if compare is None else rival_of(compare, runs_dir, settings)
     from vlacoach.agents.episode_videos import VideoChoice
-    from vlacoach.agents.measuring import Measurement, measure
-    from vlacoach.runs.results import compare as paired
+    from vlacoach.agents.measuring import Measurement
 
     played_seeds = chosen_seeds(seeds, seed, settings)
     wanted = Measurement(
@@ -220,29 +226,33 @@ def evaluate_command(
         played_seeds,
         checkpoint=adapter,
         protocol=None if followed is None else followed_as(followed, resolved, states, played_seeds),
-        label=settings.policy.path if config is None or splits is None else config.parent.name,
+        label=settings.policy.path if config is None or splits is None else run_label(config.parent, checkpoint),
+        perturbations=perturbations,
     )
-    kept, root = VideoChoice(video.value), runs_dir / EVALUATIONS_FOLDER
+    place = Place(runs_dir / EVALUATIONS_FOLDER, out, VideoChoice(video.value), fresh)
     with reporting(narration(), verbosity(context).quiet) as reporter:
         warn_of_training_states(reporter, [splits, None if rival is None else rival.splits], settings, states)
-        result, folder = measure(wanted, root, out, reporter, kept, fresh)
-        if rival is None:
-            comparison = None
-        else:
-            other = replace(wanted, config=rival.config, checkpoint=rival.checkpoint, label=rival.label)
-            beside = None if out is None else out / COMPARED_FOLDER
-            comparison = paired(measure(other, root, beside, reporter, kept, fresh)[0], result)
-            write_results(comparison, folder / COMPARISON_FILE)
-    _show(result, comparison, as_json)
-
-
-def _show(result: EvaluationResult, comparison: Comparison | None, as_json: bool) -> None:
+        found = evaluate_with(rival, wanted, place, reporter, by_axis)
     if as_json:
-        show_json((result if comparison is None else comparison).to_json())
+        show_json(found.to_json())
         return
-    from vlacoach.cli.tables import comparison_table, evaluation_table
+    from vlacoach.cli.tables import result_table
 
-    show(evaluation_table(result) if comparison is None else comparison_table(comparison))
+    show(result_table(found))
+
+
+def chosen_perturbations(text: str | None) -> tuple[tuple[Perturbation, ...], bool]:
+    """What to perturb, and whether each axis is played by itself, which is what ``all`` asks for.
+
+    Raises:
+        UnknownNameError: An axis does not exist.
+        ConfigError: A severity is none, or an axis is given twice.
+    """
+    from vlacoach.envs.perturbations import ALL_AXES, parse_perturbations
+
+    if text is None:
+        return (), False
+    return parse_perturbations(text), text.partition(":")[0].strip() == ALL_AXES
 
 
 def chosen_seeds(seeds: str | None, seed: int | None, config: TrainConfig) -> tuple[int, ...]:

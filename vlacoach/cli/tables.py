@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from rich.table import Table
 from rich.text import Text
 
 from vlacoach.runs.protocols import PROTOCOLS, differences
-from vlacoach.runs.results import Comparison, EvaluationResult
+from vlacoach.runs.results import Comparison, EvaluationResult, Result
+from vlacoach.runs.robustness import PLAIN, AxisComparison, AxisTable
 from vlacoach.runs.statistics import PairedDifference, change_with_interval, rate_with_interval
 
 if TYPE_CHECKING:
@@ -19,13 +21,22 @@ if TYPE_CHECKING:
     from vlacoach.rewards.metrics import Estimate
 
 
+def result_table(result: Result) -> Table:
+    """The table of whatever an evaluation found."""
+    if isinstance(result, AxisComparison):
+        return axis_comparison_table(result)
+    if isinstance(result, AxisTable):
+        return axis_table(result)
+    if isinstance(result, Comparison):
+        return comparison_table(result)
+    if isinstance(result, EvaluationResult):
+        return evaluation_table(result)
+    raise TypeError(f"there is no table of a {type(result).__name__}")
+
+
 def evaluation_table(result: EvaluationResult) -> Table:
     """Success for each task and overall, with Wilson's 95 % intervals and mean episode lengths."""
-    sampling = "greedy" if result.temperature == 0 else f"sampled at {result.temperature:g}"
-    where = (
-        f"{result.split} states" if result.protocol is None else f"{result.split} states, protocol {result.protocol}"
-    )
-    table = Table(title=f"{result.policy} on {result.suite}, {where}, {sampling}", title_justify="left")
+    table = Table(title=_conditions(result, *result.perturbations), title_justify="left")
     table.add_column("task", overflow="fold")
     for heading in ("episodes", "success %  [95 %]", "mean length"):
         table.add_column(heading, justify="right", no_wrap=True)
@@ -49,6 +60,14 @@ def evaluation_table(result: EvaluationResult) -> Table:
         table.caption = _clustered(result)
         table.caption_justify = "left"
     return table
+
+
+def _conditions(result: EvaluationResult, *perturbations: str) -> str:
+    """Who acted, where, and how."""
+    protocol = [] if result.protocol is None else [f"protocol {result.protocol}"]
+    sampling = "greedy" if result.temperature == 0 else f"sampled at {result.temperature:g}"
+    conditions = [f"{result.policy} on {result.suite}", f"{result.split} states", *protocol, *perturbations, sampling]
+    return ", ".join(conditions)
 
 
 def _clustered(result: EvaluationResult) -> str:
@@ -81,7 +100,8 @@ def protocols_table(chosen: str | None = None) -> Table:
 def comparison_table(comparison: Comparison) -> Table:
     """Success before and after, with Wilson intervals, the paired difference, and McNemar's p-value overall."""
     before, after = comparison.before, comparison.after
-    table = Table(title=f"Success on {after.suite}, {after.split} states (%)", title_justify="left")
+    where = ", ".join([after.suite, f"{after.split} states", *after.perturbations])
+    table = Table(title=f"Success on {where} (%)", title_justify="left")
     table.add_column("task", overflow="fold")
     for heading in ("episodes", "before [95 %]", "after [95 %]", "change [95 %]"):
         table.add_column(heading, justify="right", no_wrap=True)
@@ -118,6 +138,59 @@ def comparison_table(comparison: Comparison) -> Table:
         )
     table.caption_justify = "left"
     return table
+
+
+_SEVERAL_TESTS = "each row is a test of its own: of many, some are significant by chance"
+
+
+def axis_table(found: AxisTable) -> Table:
+    """Success along each axis, and the paired difference to the same episodes without a perturbation."""
+    table = Table(title=_conditions(found.plain), title_justify="left", caption_justify="left")
+    table.add_column("axis")
+    for heading in ("severity", "episodes", "success %  [95 %]", "change to plain [95 %]", "gained, lost", "p"):
+        table.add_column(heading, justify="right")
+    table.add_row(PLAIN, "", *_rate(found.plain), "", "", "")
+    table.add_section()
+    for axis, comparison in zip(found.axes, found.changes(), strict=True):
+        table.add_row(axis.axis, str(axis.severity), *_rate(axis.result), *_changed(comparison))
+    table.caption = f"{_paired(found.plain)}\n{_SEVERAL_TESTS}"
+    return table
+
+
+def axis_comparison_table(found: AxisComparison) -> Table:
+    """Success of two policies along each axis, and their paired difference under the same perturbation."""
+    before, after = found.before.plain, found.after.plain
+    title = f"Success on {after.suite}, {after.split} states (%)"
+    table = Table(title=title, title_justify="left", caption_justify="left")
+    table.add_column("perturbed")
+    for heading in ("episodes", "before [95 %]", "after [95 %]", "change [95 %]", "gained, lost", "p"):
+        table.add_column(heading, justify="right")
+    for name, comparison in found.changes().items():
+        _, first = _rate(comparison.before)
+        table.add_row(name, str(comparison.overall.pairs), first, _rate(comparison.after)[1], *_changed(comparison))
+        if name == PLAIN:
+            table.add_section()
+    table.caption = f"before: {before.policy}; after: {after.policy}\n{_paired(after)}\n{_SEVERAL_TESTS}"
+    return table
+
+
+def _rate(result: EvaluationResult) -> tuple[str, str]:
+    return str(result.episodes), rate_with_interval(result.successes, result.episodes, result.interval)
+
+
+def _changed(comparison: Comparison) -> tuple[Text, str, str]:
+    """A paired difference, what it is made of, and McNemar's p; over initial states where these have more episodes."""
+    overall, clustered = comparison.overall, comparison.clustered
+    repeated = comparison.after.repeated
+    shown = replace(overall, interval=clustered.interval) if repeated else overall
+    p_value = clustered.p_value if repeated else overall.p_value
+    return change(shown), f"{overall.gained}, {overall.lost}", f"{p_value:.2g}"
+
+
+def _paired(result: EvaluationResult) -> str:
+    if result.repeated:
+        return "change paired by episode; its interval a bootstrap over initial states, p McNemar's exact, over states"
+    return "change paired by episode, with Newcombe's interval; p McNemar's exact"
 
 
 def change(difference: PairedDifference) -> Text:

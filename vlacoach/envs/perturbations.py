@@ -18,6 +18,7 @@ AXES = ("camera", "robot", "language", "light", "background", "noise", "layout")
 """What can be perturbed. Seeds depend on the order; new axes go to the end."""
 
 MAX_SEVERITY = 5
+ALL_AXES = "all"
 ALL_SEVERITY = 3
 """Severity of ``all`` where none is given."""
 
@@ -94,13 +95,13 @@ def parse_perturbations(text: str) -> tuple[Perturbation, ...]:
     found: list[Perturbation] = []
     for part in text.split(","):
         axis, colon, severity = (piece.strip() for piece in part.partition(":"))
-        if axis not in (*AXES, "all"):
-            raise UnknownNameError("perturbation axis", axis, (*AXES, "all"))
-        if axis == "all" and not colon:
+        if axis not in (*AXES, ALL_AXES):
+            raise UnknownNameError("perturbation axis", axis, (*AXES, ALL_AXES))
+        if axis == ALL_AXES and not colon:
             severity = str(ALL_SEVERITY)
         if severity not in {str(number) for number in range(1, MAX_SEVERITY + 1)}:
             raise _severity_error(axis, severity or "missing")
-        found += [Perturbation(name, int(severity)) for name in (AXES if axis == "all" else (axis,))]
+        found += [Perturbation(name, int(severity)) for name in (AXES if axis == ALL_AXES else (axis,))]
     return check_perturbations(found)
 
 

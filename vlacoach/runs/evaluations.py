@@ -19,7 +19,7 @@ from vlacoach.errors import ConfigError, RunError
 from vlacoach.runs.constants import EPISODES_FILE, LOCK_FILE, RESULTS_FILE, SCHEMA_VERSION, VIDEOS_FOLDER
 from vlacoach.runs.files import plain, replace_text, writing
 from vlacoach.runs.jsonl import JsonlReader, JsonlWriter
-from vlacoach.runs.results import EvaluationResult, write_results
+from vlacoach.runs.results import Result, write_results
 
 EVALUATION_FILE = "evaluation.json"
 
@@ -49,7 +49,6 @@ class EvaluationFolder:
 
     Attributes:
         path: The folder.
-        seconds: Time that earlier calls spent on the episodes that are there.
 
     Raises:
         ConfigError: An evaluation with other settings is there, or something that is no evaluation.
@@ -58,7 +57,7 @@ class EvaluationFolder:
 
     def __init__(self, path: Path, settings: Mapping[str, Any], fresh: bool = False) -> None:
         self.path = path
-        self.seconds = 0.0
+        self._seconds: dict[str, float] = {}
         wanted = json.loads(json.dumps(plain(settings)))
         _require_evaluation(path)
         with writing(path):
@@ -86,13 +85,14 @@ class EvaluationFolder:
             if (self.path / VIDEOS_FOLDER).is_dir():
                 shutil.rmtree(self.path / VIDEOS_FOLDER)
 
-    def _read(self) -> dict[tuple[int, int], dict[str, Any]]:
-        played: dict[tuple[int, int], dict[str, Any]] = {}
+    def _read(self) -> dict[tuple[str, int, int], dict[str, Any]]:
+        played: dict[tuple[str, int, int], dict[str, Any]] = {}
         file = self.path / EPISODES_FILE
         for line in JsonlReader(file).read():
             try:
-                played[int(line["seed"]), int(line["number"])] = line
-                self.seconds = max(self.seconds, float(line["elapsed"]))
+                perturbation = str(line["perturbation"])
+                played[perturbation, int(line["seed"]), int(line["number"])] = line
+                self._seconds[perturbation] = max(self.seconds(perturbation), float(line["elapsed"]))
             except (KeyError, TypeError, ValueError) as error:
                 raise RunError(
                     f"{file} has a line that is no episode: {line}.", "Measure anew with --fresh."
@@ -104,13 +104,24 @@ class EvaluationFolder:
         """Episodes that an earlier call left there."""
         return len(self._played)
 
-    def played(self, seed: int, number: int, task: int, init_state: int) -> Played | None:
+    def seconds(self, perturbation: str = "") -> float:
+        """Time that earlier calls spent on the episodes of a perturbation that are there."""
+        return self._seconds.get(perturbation, 0.0)
+
+    def played(self, seed: int, number: int, task: int, init_state: int, perturbation: str = "") -> Played | None:
         """An episode that is there already, or None.
+
+        Args:
+            seed: Seed of the plan.
+            number: Number in the plan.
+            task: Its task.
+            init_state: Its initial state.
+            perturbation: What it is perturbed by, for folders that hold several plans; see :meth:`record`.
 
         Raises:
             RunError: The line is of another task or initial state.
         """
-        line = self._played.get((seed, number))
+        line = self._played.get((perturbation, seed, number))
         if line is None:
             return None
         if (line.get("task"), line.get("init_state")) != (task, init_state):
@@ -121,15 +132,21 @@ class EvaluationFolder:
             )
         return Played(bool(line["success"]), int(line["length"]))
 
-    def record(self, seed: int, number: int, **fields: Any) -> None:
-        """Append an episode; ``fields`` are task, init_state, success, length, and elapsed.
+    def record(self, seed: int, number: int, perturbation: str = "", **fields: Any) -> None:
+        """Append an episode.
+
+        Args:
+            seed: Seed of the plan.
+            number: Number in the plan.
+            perturbation: What it was perturbed by, for example ``"camera:3,light:2"``; empty for nothing.
+            **fields: task, init_state, instruction, success, length, and elapsed.
 
         Raises:
             RunError: It cannot be written.
         """
-        self._writer.write({"seed": seed, "number": number, **fields})
+        self._writer.write({"seed": seed, "number": number, "perturbation": perturbation, **fields})
 
-    def finish(self, result: EvaluationResult) -> Path:
+    def finish(self, result: Result) -> Path:
         """Write results.json; returns the file."""
         write_results(result, self.path / RESULTS_FILE)
         return self.path / RESULTS_FILE

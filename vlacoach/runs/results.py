@@ -24,6 +24,9 @@ from vlacoach.runs.statistics import (
     wilson_interval,
 )
 
+PERTURBATIONS = "env.perturbations"
+"""Among an evaluation's settings: what its episodes are perturbed by, such as ``["camera:3"]``."""
+
 
 class Episode(Protocol):
     """What is needed of an episode to count it."""
@@ -179,6 +182,11 @@ class EvaluationResult:
         return wilson_interval(self.successes, self.episodes)
 
     @property
+    def perturbations(self) -> tuple[str, ...]:
+        """What every episode was perturbed by, all at once, for example ``("camera:3",)``."""
+        return tuple(self.settings.get(PERTURBATIONS, ()))
+
+    @property
     def states(self) -> npt.NDArray[np.int64]:
         """``(N, 2)`` int64, task and initial state of each episode, in the order of :attr:`success`."""
         return np.array([(task.task, state) for task in self.tasks for state in task.states], dtype=np.int64)
@@ -323,7 +331,14 @@ class TrainResult:
         }
 
 
-def write_results(result: TrainResult | EvaluationResult | Comparison, file: Path) -> None:
+class Result(Protocol):
+    """Whatever was found and can be written."""
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON types."""
+
+
+def write_results(result: Result, file: Path) -> None:
     """Write a result as JSON, whole or not at all.
 
     Raises:
