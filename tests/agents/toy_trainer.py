@@ -21,7 +21,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -58,11 +58,14 @@ class Trainers:
             env=self.environment,
         )
 
-    def start(self, arguments: Sequence[object], fault: str = "") -> Trainer:
-        """Start ``vlacoach`` with these arguments."""
+    def start(
+        self, arguments: Sequence[object], fault: str = "", environment: Mapping[str, object] | None = None
+    ) -> Trainer:
+        """Start ``vlacoach`` with these arguments, and some more environment variables."""
         self._count += 1
-        output = self._folder / f"output_{self._count}.txt"
-        self._say({"arguments": [str(one) for one in arguments], "fault": fault, "output": str(output)})
+        output = self._folder / f"output_{os.getpid()}_{id(self)}_{self._count}.txt"
+        order: dict[str, Any] = {"arguments": [str(one) for one in arguments], "fault": fault, "output": str(output)}
+        self._say({**order, "environment": {key: str(value) for key, value in (environment or {}).items()}})
         return Trainer(int(self._hear()), output, lambda: int(self._hear()))
 
     def run(self, arguments: Sequence[object], fault: str = "") -> Trainer:
@@ -167,6 +170,7 @@ def work(order: dict[str, Any]) -> int:
     for descriptor in (1, 2):
         os.dup2(output, descriptor)
     os.close(0)
+    os.environ.update(order["environment"])
     sys.argv = ["vlacoach", *order["arguments"]]
     kind, _, value = order["fault"].partition(":")
     if kind == "kill-at":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from vlacoach.agents.evaluation_settings import render_profile, used_settings
 from vlacoach.agents.keeping import EpisodeKeeper
 from vlacoach.agents.micro_batch import choose_micro_batch
 from vlacoach.agents.prompts import Prompt
+from vlacoach.agents.ranks import Ranks
 from vlacoach.agents.rollout import ChunkEnvs, Job, collect
 from vlacoach.agents.seeding import Stream, torch_generator
 from vlacoach.agents.video import VideoRecorder
@@ -74,6 +75,7 @@ def evaluate(
     on_look: Callable[[], None] | None = None,
     on_episode: Callable[[Trajectory], None] | None = None,
     played: Mapping[int, Played] | None = None,
+    ranks: Ranks | None = None,
 ) -> list[EpisodeResult]:
     """Play a plan.
 
@@ -91,14 +93,15 @@ def evaluate(
         on_look: Called once per round of the worlds.
         on_episode: Called with each episode that ended, valid or not; its slot is its number in the plan.
         played: Outcomes that are known already, by number in the plan; these episodes are not played.
+        ranks: Processes that share the episodes out among them; None plays all here.
 
     Returns:
-        One outcome an episode, in the order of the plan.
+        One outcome an episode, in the order of the plan, the same on all ranks.
 
     Raises:
         SimulatorError: A simulation broke down in every attempt.
     """
-    reporter = reporter or NullReporter()
+    reporter, ranks = reporter or NullReporter(), ranks or Ranks()
     outcomes = dict(played or {})
     count, won = len(outcomes), sum(outcome.success for outcome in outcomes.values())
     if count:
@@ -113,9 +116,11 @@ def evaluate(
             on_episode(trajectory)
         reporter.advance(1, success=won / count)
 
+    owner = _owners(plan, ranks.size)
     todo = [i for i in range(len(plan)) if i not in outcomes]
     for attempt in range(3):
-        jobs = [Job(i, i, plan[i], torch_generator(seed, Stream.EVALUATION, i, attempt)) for i in todo]
+        mine = [i for i in todo if owner[i] == ranks.rank]
+        jobs = [Job(i, i, plan[i], torch_generator(seed, Stream.EVALUATION, i, attempt)) for i in mine]
         collect(
             policy,
             envs,
@@ -126,6 +131,8 @@ def evaluate(
             on_pictures=on_pictures,
             on_look=on_look,
         )
+        for ended_there in ranks.gather_json([[i, asdict(outcomes[i])] for i in mine if i in outcomes]):
+            outcomes |= {i: Played(**fields) for i, fields in ended_there}
         todo = [i for i in todo if i not in outcomes]
         if not todo:
             break
@@ -144,6 +151,16 @@ def evaluate(
     return results
 
 
+def _owners(plan: Sequence[Prompt], size: int) -> list[int]:
+    """Which rank plays each episode: those of a task in turn, the first, of which there are videos, by the leader."""
+    seen: dict[int, int] = {}
+    owners = []
+    for prompt in plan:
+        number = seen[prompt.task] = seen.get(prompt.task, -1) + 1
+        owners.append(number % size)
+    return owners
+
+
 def evaluate_split(
     policy: VLAPolicy,
     envs: LiberoVectorEnv,
@@ -159,6 +176,7 @@ def evaluate_split(
     keeper: EpisodeKeeper | None = None,
     label: str | None = None,
     perturbations: Sequence[Perturbation] = (),
+    ranks: Ranks | None = None,
 ) -> EvaluationResult:
     """Evaluate a policy as a configuration says, on some initial states.
 
@@ -177,6 +195,7 @@ def evaluate_split(
         keeper: Keeps each episode as it ends, and knows those that are not to be played again.
         label: What the policy is called in the result; None is its name.
         perturbations: What to perturb every episode by, all at once; drawn from the episode's seed.
+        ranks: See :func:`evaluate`.
     """
     reporter = reporter or NullReporter()
     tasks = envs.suite.select(config.env.tasks)
@@ -213,6 +232,7 @@ def evaluate_split(
             on_look=on_look,
             on_episode=partial(end, seed),
             played=None if keeper is None else keeper.played(seed, plan),
+            ranks=ranks,
         )
     if videos is not None:
         videos.write()

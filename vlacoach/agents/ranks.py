@@ -76,6 +76,9 @@ class Ranks(Peers):
     def beat(self) -> None:
         """Give a sign of life."""
 
+    def set_limit(self, seconds: float) -> None:
+        """Change after how many seconds without a sign of life a rank counts as hung."""
+
     def abandon(self, error: BaseException) -> None:
         """Tell the others that this rank stops, and why, so that none waits for it."""
 
@@ -92,9 +95,6 @@ class RankGroup(Ranks):
         size: Number of processes, at least 2.
         store: Shared by the ranks.
         limit: Seconds without a sign of life after which a rank counts as hung.
-
-    Attributes:
-        limit: As given; may be changed at any time.
     """
 
     def __init__(self, rank: int, size: int, store: Store, limit: float = DEFAULT_LIMIT) -> None:
@@ -185,6 +185,10 @@ class RankGroup(Ranks):
         if now - self._last_beat >= _BEAT:
             self._last_beat, self._beats = now, self._beats + 1
             self._ask(lambda: self._store.set(f"beat/{self.rank}", f"{self._beats} {self._stage}"))
+
+    def set_limit(self, seconds: float) -> None:
+        """See :meth:`Ranks.set_limit`."""
+        self.limit = seconds
 
     def abandon(self, error: BaseException) -> None:
         """See :meth:`Ranks.abandon`."""

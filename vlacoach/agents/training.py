@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 from vlacoach.agents.evaluation import evaluate_split, load_trained, make_envs
 from vlacoach.agents.evidence import keeping_evidence
 from vlacoach.agents.grpo import GRPOAgent
+from vlacoach.agents.ranks import Ranks
 from vlacoach.agents.recording import LivePictures, RolloutPictures
 from vlacoach.agents.video import VideoRecorder, side_by_side, write_video
 from vlacoach.errors import ConfigError
@@ -43,7 +45,9 @@ if TYPE_CHECKING:
     from vlacoach.runs.reporting import Reporter
 
 
-def train(config: TrainConfig, folder: RunFolder, reporter: Reporter, resume: bool = False) -> TrainResult:
+def train(
+    config: TrainConfig, folder: RunFolder, reporter: Reporter, resume: bool = False, ranks: Ranks | None = None
+) -> TrainResult:
     """Run a configuration.
 
     Success is measured on held-out states, and on training states, before and after: same states, same seeds, so
@@ -54,6 +58,7 @@ def train(config: TrainConfig, folder: RunFolder, reporter: Reporter, resume: bo
         folder: The run's folder, locked by this process.
         reporter: Shows progress.
         resume: Go on from the folder's last checkpoint.
+        ranks: The processes that train together, of which this is one; None trains alone.
 
     Returns:
         What was measured, and where everything is.
@@ -63,13 +68,30 @@ def train(config: TrainConfig, folder: RunFolder, reporter: Reporter, resume: bo
     """
     reporter = RunReporter(folder, reporter)
     with GracefulStop(lambda name: reporter.message(f"{name}: stopping after this update", "warning")) as stop:
-        run = TrainingRun(config, folder, reporter, stop)
+        run = TrainingRun(config, folder, reporter, stop, ranks or Ranks())
         try:
             sampler = SystemSampler(folder.path, run.device_memory())
             with sampler as run.sampler, StallWatch(folder, reporter, config.guards.stall):
                 return run.run(resume)
         finally:
             run.envs.close()
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """What the ranks do next, all of them.
+
+    Attributes:
+        stop: Whether training ends here, to be resumed.
+        late: Whether the time is up.
+        evaluate: Whether a watcher asked for an evaluation.
+        checkpoint: Whether a watcher asked for a checkpoint.
+    """
+
+    stop: bool = False
+    late: bool = False
+    evaluate: bool = False
+    checkpoint: bool = False
 
 
 class TrainingRun:
@@ -80,16 +102,22 @@ class TrainingRun:
         folder: The run's folder.
         reporter: Shows progress.
         stop: Says whether the run is to end early.
+        ranks: The processes that train together. What one of them decides alone, such as when to stop, is agreed upon
+            between updates.
 
     Attributes:
         sampler: Looks at memory and processors meanwhile, if anything does.
     """
 
-    def __init__(self, config: TrainConfig, folder: RunFolder, reporter: Reporter, stop: GracefulStop) -> None:
+    def __init__(
+        self, config: TrainConfig, folder: RunFolder, reporter: Reporter, stop: GracefulStop, ranks: Ranks
+    ) -> None:
         self.config = config
+        self.ranks = ranks
         self.sampler: SystemSampler | None = None
         self._stop = stop
-        self._control = RemoteControl(folder, reporter, stop)
+        self._agreed = Agreement()
+        self._control = RemoteControl(folder, reporter, stop, on_pause=ranks.beat)
         self._guards = RunGuards(folder, config.guards, reporter)
         self.folder = folder
         self.reporter = reporter
@@ -100,7 +128,7 @@ class TrainingRun:
             tasks = self.envs.suite.select(config.env.tasks)
             self._splits = Splits.of_config(config, [task.index for task in tasks])
             folder.update_info(tasks={task.index: task.instruction for task in tasks})
-            self.agent = GRPOAgent(self.policy, self.envs, scorer, config, folder, reporter)
+            self.agent = GRPOAgent(self.policy, self.envs, scorer, config, folder, reporter, ranks)
         except BaseException:
             self.envs.close()
             raise
@@ -108,7 +136,8 @@ class TrainingRun:
         self.agent.on_beat = self._control.obey
         self.agent.clock = self._control.clock
         self._live = LivePictures(folder)
-        self.agent.pictures = RolloutPictures(folder, config.logging.episodes, self._live)
+        if ranks.leads:
+            self.agent.pictures = RolloutPictures(folder, config.logging.episodes, self._live)
         if self.policy.remark is not None:
             reporter.message(self.policy.remark, "warning")
         self._check = ScorerCheck(seed=config.seed)
@@ -162,21 +191,37 @@ class TrainingRun:
 
     def _learn(self) -> None:
         grpo, every = self.config.grpo, self.config.evaluation.every
-        while self.agent.update < grpo.updates and not self._out_of_time() and not self._stop.requested:
+        self._agree()
+        while self.agent.update < grpo.updates and not self._agreed.late and not self._agreed.stop:
             self.agent.learn_once()
             done = self.agent.update
             lost = {names.WORKERS_REPLACED: self.envs.workers_lost}
+            if self.ranks.size > 1:
+                lost[names.BYTES_SENT] = self.ranks.sent
             self.folder.log_metrics(done, {names.TIME_ELAPSED: self._elapsed(), **lost})
             self._guards.look()
-            last = done == grpo.updates or self._out_of_time()
-            if (self._control.take("evaluate") or (every and done % every == 0)) and not last:
+            self._agree()
+            last = done == grpo.updates or self._agreed.late
+            if (self._agreed.evaluate or (every and done % every == 0)) and not last:
                 self._log_evaluation(HELD_OUT, self._evaluate_split(HELD_OUT, None))
-            if self._control.take("checkpoint") or done % self.config.checkpoint.every == 0:
+            if self._agreed.checkpoint or done % self.config.checkpoint.every == 0:
                 self._checkpoint()
             self._warn_if_blind()
+            self._agree(wishes=False)
         if self._saved != self.agent.update:
             self._checkpoint()
         self._raise_if_asked()
+
+    def _agree(self, wishes: bool = True) -> None:
+        """Settle with the other ranks what only one of them may know: whether to stop, and what a watcher asked for."""
+        mine = Agreement(
+            stop=self._stop.requested,
+            late=self.ranks.leads and self._out_of_time(),
+            evaluate=wishes and self._control.take("evaluate"),
+            checkpoint=wishes and self._control.take("checkpoint"),
+        )
+        everyone = self.ranks.gather_json(asdict(mine))
+        self._agreed = Agreement(**{key: any(one[key] for one in everyone) for key in asdict(mine)})
 
     def _warn_if_blind(self) -> None:
         if self.sampler is not None and self.sampler.problem is not None:
@@ -201,7 +246,8 @@ class TrainingRun:
             self.reporter.message(f"{text} {advice}", "warning")
 
     def _raise_if_asked(self) -> None:
-        if self._stop.requested:
+        self._agree(wishes=False)
+        if self._agreed.stop:
             self.reporter.message(
                 f"Stopped after update {self.agent.update}; go on with: vlacoach train --resume latest"
             )
@@ -242,10 +288,11 @@ class TrainingRun:
     def _evaluate_split(self, split: str, when: str | None) -> EvaluationResult:
         states = self.config.evaluation.states if split == HELD_OUT else self.config.env.states
         videos = None
-        if when is not None:
+        if when is not None and self.ranks.leads:
             videos = VideoRecorder(self.folder.path / names.VIDEOS_FOLDER, f"{when}_")
             self._videos[when] = videos
         self.folder.log_event("stage", stage=names.STAGE_EVALUATION, update=self.agent.update)
+        self.ranks.enter(f"{names.STAGE_EVALUATION} after update {self.agent.update}")
         with keeping_evidence(self.agent, names.STAGE_EVALUATION):
             return evaluate_split(
                 self.policy,
@@ -256,11 +303,13 @@ class TrainingRun:
                 self.reporter,
                 on_look=self._beat,
                 videos=videos,
-                on_pictures=self._show,
+                on_pictures=self._show if self.ranks.leads else None,
+                ranks=self.ranks,
             )
 
     def _beat(self) -> None:
         self.folder.beat()
+        self.ranks.beat()
         self._control.obey()
 
     def _show(self, prompt: Prompt, number: int, picture: NDArray[np.uint8]) -> None:
@@ -283,20 +332,25 @@ class TrainingRun:
     # What is left behind
 
     def _checkpoint(self) -> None:
+        self._saved = self.agent.update
+        if not self.ranks.leads:
+            return
+        self.ranks.enter(f"{names.STAGE_CHECKPOINT} after update {self.agent.update}")
         self.folder.log_event("stage", stage=names.STAGE_CHECKPOINT, update=self.agent.update)
         self.folder.progress(names.STAGE_CHECKPOINT)
         lines = [line for line in self.folder.metrics() if line.get(names.STEP) == self.agent.update]
         score = next((float(line[names.ROLLOUT_SUCCESS]) for line in lines if names.ROLLOUT_SUCCESS in line), None)
         self.folder.sync()
         self.folder.checkpoints.save(self.agent.update, self._save, score)
-        self._saved = self.agent.update
 
     def _save(self, folder: Path) -> None:
         self.agent.save(folder)
         write_config(self.config, folder / names.CONFIG_FILE)
 
     def _finish(self, comparisons: dict[str, Comparison]) -> TrainResult:
-        artifacts = {}
+        artifacts: dict[str, Path] = {}
+        if not self.ranks.leads:
+            return TrainResult(self.folder.path, self.agent.update, self._elapsed(), comparisons, artifacts)
         checkpoint = self.folder.checkpoints.last()
         adapter = checkpoint / names.ADAPTER_FOLDER
         artifacts["adapter"] = adapter if adapter.is_dir() else checkpoint / names.POLICY_FOLDER

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable
 from contextlib import ExitStack
@@ -130,6 +131,7 @@ def train_command(
             raise ConfigError("--watch and --json contradict each other.", "Give one of them.")
         train_and_watch([argument for argument in sys.argv[1:] if argument != "--watch"], runs_dir)
         return
+    from vlacoach.runs.launches import restarted_run
     from vlacoach.runs.resolve import Flag
     from vlacoach.runs.stopping import interruptible
 
@@ -150,6 +152,13 @@ def train_command(
         Flag("--log", "logging.trackers", None if not log else [tracker.value for tracker in log]),
     ]
     with interruptible():
+        if int(os.environ.get("RANK", "0")) > 0:
+            from vlacoach.agents.following import follow
+
+            follow()
+            return
+        if restarted := restarted_run(runs_dir):
+            resume, config, sets, flags = str(restarted), None, None, []
         result = _train(resume, runs_dir, config, sets or (), flags, verbosity(context).quiet)
     _show(result, as_json)
 
@@ -163,6 +172,7 @@ def _train(
 
     begin = partial(_begin, runs_dir) if resume is None else partial(_resume, resume, runs_dir)
     folder, resolved = begin(config, sets, flags)
+    from vlacoach.agents.following import leading
     from vlacoach.agents.training import train
     from vlacoach.runs.discarding import discarded_if_nothing_began
 
@@ -175,7 +185,8 @@ def _train(
         reporter.message(f"Run folder: {folder.path}")
         for tracker in open_trackers(resolved.config.logging.trackers, folder.path, flatten(resolved.config)):
             folder.attach(tracker)
-        return train(resolved.config, folder, reporter, resume=resume is not None)
+        ranks = stack.enter_context(leading(folder, resume is not None))
+        return train(resolved.config, folder, reporter, resume is not None, ranks)
 
 
 def _begin(
@@ -183,6 +194,7 @@ def _begin(
 ) -> tuple[RunFolder, ResolvedConfig]:
     from vlacoach.cli.checks import check_names
     from vlacoach.runs.folder import RunFolder
+    from vlacoach.runs.launches import launch_id
     from vlacoach.runs.resolve import resolve_config
     from vlacoach.runs.trackers import require_installed
 
@@ -192,7 +204,10 @@ def _begin(
     from vlacoach.agents.evaluation import pinned
 
     resolved = replace(resolved, config=pinned(resolved.config))
-    return RunFolder.create(runs_dir, resolved.config.name, resolved.config, resolved.origins), resolved
+    folder = RunFolder.create(runs_dir, resolved.config.name, resolved.config, resolved.origins)
+    if launch := launch_id():
+        folder.update_info(launch=launch)
+    return folder, resolved
 
 
 def _resume(

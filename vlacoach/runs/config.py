@@ -265,6 +265,8 @@ class GuardsConfig(Section):
     """Warn if resident memory grows steadily by more than this share an hour; null never warns."""
     stall: Annotated[float, Field(gt=0.0)] | None = 180.0
     """Warn if there is no sign of life for this many seconds; null never warns."""
+    rank: Annotated[float, Field(gt=0.0)] = 600.0
+    """Of several processes that train together, stop all if one gives no sign of life for this many seconds."""
 
 
 class TrainConfig(Section):

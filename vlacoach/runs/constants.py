@@ -116,6 +116,7 @@ TIME_PREFIX = "time/"
 TIME_TOTAL = "time/total"
 TIME_ELAPSED = "time/elapsed"
 """Seconds of work since the run began, pauses and interruptions left out."""
+BYTES_SENT = "ranks/bytes_sent"
 WORKERS_REPLACED = "rollout/workers_replaced"
 """Simulator processes that died or hung since the run was started or resumed, and were replaced."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -159,12 +160,20 @@ class RemoteControl:
         folder: The run's folder.
         reporter: Told what was asked for.
         stop: Gets the wish to stop.
+        on_pause: Called again and again while the run is paused.
 
     Raises:
         RunError: An old file of wishes cannot be removed.
     """
 
-    def __init__(self, folder: RunFolder, reporter: Reporter, stop: GracefulStop) -> None:
+    def __init__(
+        self,
+        folder: RunFolder,
+        reporter: Reporter,
+        stop: GracefulStop,
+        on_pause: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._on_pause = on_pause
         self._folder = folder
         self._reporter = reporter
         self._stop = stop
@@ -209,6 +218,7 @@ class RemoteControl:
         began = time.perf_counter()
         while self._poll().paused and not self._stop.requested:
             self._folder.beat()
+            self._on_pause()
             time.sleep(POLL_SECONDS)
         self._paused_seconds += time.perf_counter() - began
         self._folder.set_status(STATUS_RUNNING)
