@@ -93,3 +93,7 @@ class NonFiniteError(VlacoachError):
     """A loss, gradient, or embedding that is NaN or infinite; names the tensor (invariant 5)."""
 
     exit_code = ExitCode.DIVERGED
+
+
+class LaunchError(VlacoachError):
+    """A training that an engine was to run elsewhere could not be started there, or was given up."""

@@ -18,13 +18,17 @@ from vlacoach.cli.options import (
     DEFAULT_RUNS_DIR,
     OUTPUT,
     ConfigFile,
+    Engine,
+    EngineChoice,
     Head,
     Json,
     Quantize,
+    RentedGpu,
     RunsDir,
     Seed,
     Sets,
     UnnormKey,
+    Yes,
 )
 from vlacoach.errors import ConfigError
 
@@ -107,6 +111,9 @@ def train_command(
     head: Head = None,
     quantize: Quantize = None,
     unnorm_key: UnnormKey = None,
+    engine: Engine = EngineChoice.LOCAL,
+    gpu: RentedGpu = None,
+    yes: Yes = False,
     config: ConfigFile = None,
     sets: Sets = None,
     seed: Seed = None,
@@ -133,8 +140,10 @@ def train_command(
       vlacoach train --resume latest --updates 80
 
       vlacoach train --watch
+
+      vlacoach train --engine modal --gpu A10G --minutes 60
     """  # fmt: skip
-    if watch:
+    if watch and engine is EngineChoice.LOCAL:
         from vlacoach.cli.launch import train_and_watch
 
         if as_json:
@@ -142,6 +151,7 @@ def train_command(
         train_and_watch([argument for argument in sys.argv[1:] if argument != "--watch"], runs_dir)
         return
     from vlacoach.cli.checks import check_names
+    from vlacoach.cli.engines import Request, started_elsewhere
     from vlacoach.cli.progress import reporting
     from vlacoach.runs.resolve import Flag, flatten
     from vlacoach.runs.trackers import open_trackers, require_installed
@@ -162,6 +172,8 @@ def train_command(
         Flag("--name", "name", name),
         Flag("--log", "logging.trackers", None if not log else [tracker.value for tracker in log]),
     ]
+    if started_elsewhere(context, Request(engine, gpu, yes, resume, config, sets or (), flags, runs_dir)):
+        return
     if resume is None:
         from vlacoach.runs.folder import RunFolder
         from vlacoach.runs.resolve import resolve_config
