@@ -7,7 +7,7 @@ import os
 import secrets
 import sys
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -131,6 +131,7 @@ def make_job(context: typer.Context, resolved: ResolvedConfig, config: Path | No
         ConfigError: The run's name is too long.
     """
     from vlacoach.launch.supervising import Job
+    from vlacoach.runs.constants import DEFAULT_ORIGIN
 
     before = ["-q"] if verbosity(context).quiet else ["-v"] * verbosity(context).verbose
     where = f"--runs-dir={runs}"
@@ -149,7 +150,7 @@ def make_job(context: typer.Context, resolved: ResolvedConfig, config: Path | No
     if config is not None:
         files[f"{REMOTE_FOLDER}/{config.name}"] = config.read_text(encoding="utf-8")
         typed.append(f"--config={REMOTE_FOLDER}/{config.name}")
-    if resolved.origins["env.workers"] == "default":
+    if resolved.origins["env.workers"] == DEFAULT_ORIGIN:
         typed.append(f"--set=env.workers={CORES}")
     json = ["--json"] if context.params["as_json"] else []
     return Job(
@@ -172,7 +173,7 @@ def _at_modal(context: typer.Context, request: Request) -> None:
     if request.resume is not None:
         _resume_at_modal(context, request, machine)
         return
-    resolved = resolve_config(request.config, request.sets, request.flags)
+    resolved = _with_workers(resolve_config(request.config, request.sets, request.flags))
     check_names(resolved.config)
     refuse_local_folders(resolved.config)
     from vlacoach.launch import modal
@@ -183,6 +184,16 @@ def _at_modal(context: typer.Context, request: Request) -> None:
     _agree(_estimate(resolved.config, machine), request.yes)
     mirror = RunMirror(modal.runs_volume(), request.runs_dir, job.name)
     _finish(modal.start(_settings(machine, resolved.config), job, mirror, _say, _logs(context)))
+
+
+def _with_workers(resolved: ResolvedConfig) -> ResolvedConfig:
+    """The settings with a simulator process for each core that is rented, where nobody said how many."""
+    from vlacoach.runs.constants import DEFAULT_ORIGIN
+
+    if resolved.origins["env.workers"] != DEFAULT_ORIGIN:
+        return resolved
+    env = resolved.config.env.model_copy(update={"workers": CORES})
+    return replace(resolved, config=resolved.config.model_copy(update={"env": env}))
 
 
 def _resume_at_modal(context: typer.Context, request: Request, machine: Machine) -> None:
