@@ -18,7 +18,7 @@ from typing import Any
 import modal
 
 import vlacoach
-from vlacoach.errors import ConfigError
+from vlacoach.errors import ConfigError, LaunchError
 from vlacoach.launch.following import Say, follow, ways_to_go_on
 from vlacoach.launch.mirror import RunMirror
 from vlacoach.launch.pricing import Machine
@@ -141,7 +141,7 @@ def build_app(settings: AppSettings) -> TrainingApp:
         cpu=float(settings.machine.cores),
         memory=settings.machine.memory * 1024,
         volumes=volumes,
-        secrets=[modal.Secret.from_dict({name: os.environ[name] for name in settings.secrets})],
+        secrets=[modal.Secret.from_dict({name: os.environ[name]}) for name in settings.secrets],
         timeout=settings.timeout,
         retries=modal.Retries(max_retries=settings.retries, initial_delay=1.0),
         include_source=False,  # The image has the project, with what is not Python too.
@@ -201,20 +201,26 @@ def start(settings: AppSettings, job: Job, mirror: RunMirror, say: Say, logs: bo
 
     Returns:
         Exit status and standard output of the command there; None if the user left while it goes on.
+
+    Raises:
+        LaunchError: It could not be started, or was given up.
+        RunError: The copy of the run folder cannot be written.
     """
     training = build_app(settings)
-    app_id = None
-    with ExitStack() as stack:
-        if logs:
-            # Modal prints on standard output, which is for data here.
-            stack.enter_context(redirect_stdout(sys.stderr))
-            stack.enter_context(modal.enable_output())
-        # Detached: losing this machine must not lose the training.
-        stack.enter_context(training.app.run(detach=True))
-        app_id = training.app.app_id
-        call = training.function.spawn(asdict(job))
-        with ways_to_go_on(mirror, app_id, say):
-            return follow(call, mirror, say, {"app": app_id, "call": call.object_id})
+    try:
+        with ExitStack() as stack:
+            if logs:
+                # Modal prints on standard output, which is for data here.
+                stack.enter_context(redirect_stdout(sys.stderr))
+                stack.enter_context(modal.enable_output())
+            # Detached: losing this machine must not lose the training.
+            stack.enter_context(training.app.run(detach=True))
+            app_id = training.app.app_id or ""
+            call = training.function.spawn(asdict(job))
+            with ways_to_go_on(mirror, app_id, say):
+                return follow(call, mirror, say, {"app": app_id, "call": call.object_id})
+    except modal.exception.Error as error:
+        raise LaunchError(f"Modal could not start the training: {type(error).__name__}: {error}") from error
     return None  # Modal ends the block by itself when it is interrupted.
 
 
