@@ -119,3 +119,7 @@ class RatioError(DivergedError):
 
 class UpdateMemoryError(VlacoachError):
     """The update does not fit into memory, with half the micro-batch neither."""
+
+
+class LaunchError(VlacoachError):
+    """A training that an engine was to run elsewhere could not be started there, or was given up."""

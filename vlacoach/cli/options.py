@@ -11,6 +11,7 @@ import typer
 CONFIGURATION = "Configuration"
 OUTPUT = "Output"
 POLICY = "The policy"
+ENGINE = "Where it runs"
 
 
 class HeadChoice(str, Enum):
@@ -20,6 +21,13 @@ class HeadChoice(str, Enum):
     OPENVLA = "openvla"
     OFT_DISCRETE = "oft-discrete"
     OFT_L1 = "oft-l1"
+
+
+class EngineChoice(str, Enum):
+    """What starts a training."""
+
+    LOCAL = "local"
+    MODAL = "modal"
 
 
 class QuantizeChoice(str, Enum):
@@ -90,6 +98,21 @@ UnnormKey = Annotated[
         "--unnorm-key",
         help="Data set whose statistics scale the actions, if there are several.",
         rich_help_panel=POLICY,
+    ),
+]
+
+Engine = Annotated[
+    EngineChoice,
+    typer.Option("--engine", help="local: this machine. modal: a GPU rented from modal.com.", rich_help_panel=ENGINE),
+]
+RentedGpu = Annotated[
+    str | None,
+    typer.Option("--gpu", help="GPU to rent, such as L4, A10G, or H100; A10G if left out.", rich_help_panel=ENGINE),
+]
+Yes = Annotated[
+    bool,
+    typer.Option(
+        "--yes", "-y", help="Do not ask about the cost; needed where there is no terminal.", rich_help_panel=ENGINE
     ),
 ]
 

@@ -20,13 +20,17 @@ from vlacoach.cli.options import (
     DEFAULT_RUNS_DIR,
     OUTPUT,
     ConfigFile,
+    Engine,
+    EngineChoice,
     Head,
     Json,
     Quantize,
+    RentedGpu,
     RunsDir,
     Seed,
     Sets,
     UnnormKey,
+    Yes,
 )
 from vlacoach.errors import ConfigError
 
@@ -97,6 +101,9 @@ def train_command(
     head: Head = None,
     quantize: Quantize = None,
     unnorm_key: UnnormKey = None,
+    engine: Engine = EngineChoice.LOCAL,
+    gpu: RentedGpu = None,
+    yes: Yes = False,
     config: ConfigFile = None,
     sets: Sets = None,
     seed: Seed = None,
@@ -123,14 +130,17 @@ def train_command(
       vlacoach train --resume latest --updates 80
 
       vlacoach train --watch
+
+      vlacoach train --engine modal --gpu A10G --minutes 60
     """  # fmt: skip
-    if watch:
+    if watch and engine is EngineChoice.LOCAL:
         from vlacoach.cli.launch import train_and_watch
 
         if as_json:
             raise ConfigError("--watch and --json contradict each other.", "Give one of them.")
         train_and_watch([argument for argument in sys.argv[1:] if argument != "--watch"], runs_dir)
         return
+    from vlacoach.cli.engines import Request, started_elsewhere
     from vlacoach.runs.launches import restarted_run
     from vlacoach.runs.resolve import Flag
     from vlacoach.runs.stopping import interruptible
@@ -151,6 +161,8 @@ def train_command(
         Flag("--name", "name", name),
         Flag("--log", "logging.trackers", None if not log else [tracker.value for tracker in log]),
     ]
+    if started_elsewhere(context, Request(engine, gpu, yes, resume, config, sets or (), flags, runs_dir)):
+        return
     with interruptible():
         if int(os.environ.get("RANK", "0")) > 0:
             from vlacoach.agents.following import follow
