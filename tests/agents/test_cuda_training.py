@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -68,6 +70,38 @@ def test_the_same_seed_gives_the_same_numbers_and_so_does_a_resumed_run(tmp_path
         agent.learn_once()
     for other in (second, resumed):
         assert all(torch.equal(value, adapter(other)[name]) for name, value in adapter(first).items())
+
+
+NCCL = """
+import torch, torch.distributed as dist
+from vlacoach.agents.ranks import RankGroup
+store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+dist.init_process_group("cpu:gloo,cuda:nccl", store=store, rank=0, world_size=1)
+ranks = RankGroup(0, 1, store)
+tensors = [torch.arange(3.0, device="cuda"), torch.ones(2, 2, device="cuda", dtype=torch.bfloat16)]
+ranks.add(tensors)
+assert tensors[0].tolist() == [0.0, 1.0, 2.0] and tensors[1].float().sum() == 4
+assert ranks.sent == 7 * 4 and ranks.gather_json({"a": 1}) == [{"a": 1}]
+dist.destroy_process_group()
+"""
+
+
+def test_gradients_are_summed_by_nccl():
+    """With one rank, which is all that one GPU allows."""
+    subprocess.run([sys.executable, "-c", NCCL], check=True, timeout=120)
+
+
+@pytest.mark.sim
+def test_two_ranks_that_share_a_gpu_train_in_libero(tmp_path: Path):
+    settings = ["env.tasks=[8]", "env.num_envs=4", "env.workers=2", "grpo.prompts=4", "grpo.group_size=4"]
+    settings += ["evaluation.trials=2", "evaluation.train_states=false", "grpo.filter_low=0", "grpo.filter_high=1"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*launcher, "-m", "vlacoach", "train", "--updates", "1", "--runs-dir", str(tmp_path)]
+    subprocess.run([*command, *(word for one in settings for word in ("--set", one))], check=True, timeout=300)
+    run = RunFolder.open("latest", tmp_path)
+    (line,) = [line for line in run.metrics() if "train/ratio_first" in line]
+    assert line["train/ratio_first"] == pytest.approx(1.0, abs=0.05)
+    assert sorted(episode["slot"] for episode in run.episodes()) == list(range(16))
 
 
 @pytest.mark.sim

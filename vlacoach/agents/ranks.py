@@ -285,6 +285,8 @@ def join_ranks(limit: float = DEFAULT_LIMIT) -> Ranks:
     if size == 1:
         return Ranks()
     patience = timedelta(seconds=max(60.0, limit))
+    if device := local_device():
+        torch.cuda.set_device(device)  # What "cuda" without a number means from here on.
     try:
         if not dist.is_initialized():
             dist.init_process_group("cpu:gloo,cuda:nccl" if _own_gpu() else "gloo", timeout=patience)
