@@ -369,6 +369,34 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_begins(worlds: list[T
     assert_same_run(run(tmp_path / "whole", config), resume(tmp_path / "parts", config))
 
 
+def test_lines_of_any_kind_in_the_folder_do_not_keep_a_run_from_going_on(
+    worlds: list[ToyEnvs], base: Path, tmp_path: Path
+):
+    config = settings(base, updates=2)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "parts", config, Watcher(at_update(1, "rollout", interrupt)))
+    folder = RunFolder.open("latest", tmp_path / "parts")
+    odd = [None, True, "x", [], {}, 1e300, -(2**70)]
+    for file in ("metrics.jsonl", "episodes.jsonl", "events.jsonl", "alerts.jsonl"):
+        with (folder.path / file).open("a") as stream:
+            for value in odd:
+                stream.write(json.dumps({"step": value, "time": value, "time/elapsed": value, "x": value}) + "\n")
+                stream.write(json.dumps({"step": 1, "rollout/success": value, "event": value}) + "\n")
+                stream.write(json.dumps(value) + "\n")
+            stream.write('{"step": 1, "half')
+    for file in ("heartbeat", "control.json", "log.txt", "results.json"):
+        (folder.path / file).write_bytes(b"\xff[")
+    assert resume(tmp_path / "parts", config).updates == 2
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"held-out": 3}', '{"held-out": {}}'])
+def test_a_damaged_baseline_is_refused_with_its_name(text: str, worlds: list[ToyEnvs], base: Path, tmp_path: Path):
+    result = run(tmp_path, settings(base, updates=1))
+    (result.run / "baseline.json").write_text(text)
+    with pytest.raises(RunError, match=r"baseline\.json cannot be read"):
+        resume(tmp_path, settings(base, updates=2))
+
+
 def test_no_number_depends_on_the_global_random_states(worlds: list[ToyEnvs], base: Path, tmp_path: Path):
     """Which is why checkpoints hold none: every generator is made from the run's seed and what it is for."""
     config = settings(base, updates=2, reward={"name": "siglip-t", "reference": "bank"})
