@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load_file
 from toy_envs import ToyEnvs, toy_config, toy_policy
 
@@ -77,7 +79,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def settings(base: Path, updates: int = 4, **sections: Any) -> TrainConfig:
     policy = {"path": str(base), **sections.pop("policy", {})}
     grpo = {"updates": updates, **sections.pop("grpo", {})}
-    return toy_config(policy=policy, grpo=grpo, checkpoint={"every": 1}, **sections)
+    return toy_config(policy=policy, grpo=grpo, checkpoint={"every": 1, **sections.pop("checkpoint", {})}, **sections)
 
 
 def run(root: Path, config: TrainConfig, reporter: NullReporter | None = None) -> TrainResult:
@@ -327,6 +329,84 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_word(worlds: list[ToyEnvs], 
     result = resume(tmp_path / "parts", config, watcher)
     assert any("damaged checkpoint" in text and "00003" in text for text in watcher.messages)
     assert_same_run(run(tmp_path / "whole", config), result)
+
+
+def test_an_edited_configuration_is_refused_with_the_keys_that_differ(
+    worlds: list[ToyEnvs], base: Path, tmp_path: Path
+):
+    config = settings(base, updates=1)
+    result = run(tmp_path, config)
+    stored = RunFolder(result.run).checkpoints.last() / "config.yaml"
+    assert TrainConfig.load(stored) == config
+    edited = settings(base, updates=2, grpo={"clip_high": 0.5}, policy={"lora_rank": 8}, checkpoint={"every": 2})
+    with pytest.raises(ConfigError) as caught:
+        resume(tmp_path, edited)
+    assert "was written with another configuration" in caught.value.message
+    assert "policy.lora_rank from 4 to 8, grpo.clip_high from 0.28 to 0.5" in caught.value.message
+    assert "checkpoint.every" not in caught.value.message
+    assert str(stored) in caught.value.hint
+
+
+def test_a_damaged_checkpoint_is_out_of_the_way_of_those_that_come(worlds: list[ToyEnvs], base: Path, tmp_path: Path):
+    config = settings(base)
+    with pytest.raises(Lost):
+        run(tmp_path, config, Watcher(at_update(4, "update", lose)))
+    folder = RunFolder.open("latest", tmp_path)
+    (folder.checkpoints.last() / "manifest.json").write_text("{")
+    every = config.model_copy(update={"checkpoint": config.checkpoint.model_copy(update={"every": 100})})
+    with pytest.raises(KeyboardInterrupt):
+        resume(tmp_path, every, Watcher(at_update(1, "rollout", interrupt)))
+    assert [path.name for path in folder.checkpoints.entries()][-2:] == ["000002", "000003"]
+    assert (folder.checkpoints.folder / "000003.damaged").is_dir()
+    (alert,) = folder.alerts()
+    assert "000003/manifest.json is missing or corrupt" in alert["message"]
+    assert "Going on from" in alert["advice"]
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_begins(worlds: list[ToyEnvs], base: Path, tmp_path: Path):
+    config = settings(base, updates=1)
+    RunFolder.create(tmp_path / "parts", config.name, config).close()
+    assert_same_run(run(tmp_path / "whole", config), resume(tmp_path / "parts", config))
+
+
+def test_lines_of_any_kind_in_the_folder_do_not_keep_a_run_from_going_on(
+    worlds: list[ToyEnvs], base: Path, tmp_path: Path
+):
+    config = settings(base, updates=2)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "parts", config, Watcher(at_update(1, "rollout", interrupt)))
+    folder = RunFolder.open("latest", tmp_path / "parts")
+    odd = [None, True, "x", [], {}, 1e300, -(2**70)]
+    for file in ("metrics.jsonl", "episodes.jsonl", "events.jsonl", "alerts.jsonl"):
+        with (folder.path / file).open("a") as stream:
+            for value in odd:
+                stream.write(json.dumps({"step": value, "time": value, "time/elapsed": value, "x": value}) + "\n")
+                stream.write(json.dumps({"step": 1, "rollout/success": value, "event": value}) + "\n")
+                stream.write(json.dumps(value) + "\n")
+            stream.write('{"step": 1, "half')
+    for file in ("heartbeat", "control.json", "log.txt", "results.json"):
+        (folder.path / file).write_bytes(b"\xff[")
+    assert resume(tmp_path / "parts", config).updates == 2
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"held-out": 3}', '{"held-out": {}}'])
+def test_a_damaged_baseline_is_refused_with_its_name(text: str, worlds: list[ToyEnvs], base: Path, tmp_path: Path):
+    result = run(tmp_path, settings(base, updates=1))
+    (result.run / "baseline.json").write_text(text)
+    with pytest.raises(RunError, match=r"baseline\.json cannot be read"):
+        resume(tmp_path, settings(base, updates=2))
+
+
+def test_no_number_depends_on_the_global_random_states(worlds: list[ToyEnvs], base: Path, tmp_path: Path):
+    """Which is why checkpoints hold none: every generator is made from the run's seed and what it is for."""
+    config = settings(base, updates=2, reward={"name": "siglip-t", "reference": "bank"})
+    results = []
+    for seed in (1, 2):
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
+        results.append(run(tmp_path / str(seed), config))
+    assert_same_run(*results)
 
 
 def test_without_a_checkpoint_or_a_baseline_there_is_nothing_to_resume(

@@ -32,7 +32,7 @@ from vlacoach.runs.yaml_io import dump_config
 quick = settings(
     derandomize=True, max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-few = settings(quick, max_examples=25)
+few = settings(quick, max_examples=10)
 
 JUNK = ["null", "-1", "1e999", "NaN", '"x"', "[]", "{}", "[[[1]]]", "true", "\x00", "é", "../..", "9" * 30, "\n", ": "]
 VALUES = st.recursive(
@@ -134,11 +134,12 @@ COMMANDS = [
     ["runs", "show", "first", "--json"],
     ["runs", "diff", "first", "first", "--json"],
     ["runs", "report", "first"],
-    ["runs", "export", "first", "--metrics", "OUT"],
+    ["runs", "export", "first", "--csv", "OUT", "--force"],
+    ["runs", "export", "first", "--adapter", "OUT", "--checkpoint", "best"],
     ["watch", "--once", "first"],
     ["watch", "--once", "--json", "first"],
     ["train", "--resume", "first", "--set", "policy.path=nowhere"],
-    ["eval", "--run", "first", "--out", "OUT"],
+    ["eval", "--run", "first", "--describe"],
 ]
 
 
@@ -151,7 +152,7 @@ def check_commands(root: Path, commands: list[list[str]]) -> None:
         assert done.exit_code in {int(code) for code in ExitCode}, (command, done.output)
 
 
-@pytest.mark.parametrize("command", COMMANDS[:9])
+@pytest.mark.parametrize("command", [one for one in COMMANDS if one[0] != "train" and "--adapter" not in one])
 def test_commands_read_the_run_folder_while_nobody_has_harmed_it(original: Path, tmp_path: Path, command: list[str]):
     run = copied(original, tmp_path / "runs")
     arguments = [str(tmp_path / "out.csv") if part == "OUT" else part for part in command]
@@ -176,7 +177,7 @@ def test_commands_on_any_run_folder_work_or_say_what_is_wrong(
             file.unlink(missing_ok=True)
         elif file.exists():
             file.write_bytes(damage(file.read_bytes()))
-    check_commands(run.parent, [data.draw(st.sampled_from(COMMANDS)) for _ in range(3)])
+    check_commands(run.parent, [data.draw(st.sampled_from(COMMANDS)) for _ in range(2)])
 
 
 KEYS = ["step", "time", "task", "success", "length", "reward", "video", "progress", "rollout/success", "eval/success"]
@@ -195,7 +196,7 @@ def test_lines_with_values_of_any_type_are_passed_over(
     run = copied(original, tmp_path / "runs")
     with (run / name).open("a") as file:
         file.write("".join(json.dumps(line) + "\n" for line in lines))
-    check_commands(run.parent, [data.draw(st.sampled_from(COMMANDS)) for _ in range(3)])
+    check_commands(run.parent, [data.draw(st.sampled_from(COMMANDS)) for _ in range(2)])
 
 
 @few
@@ -219,7 +220,7 @@ def test_documents_with_a_value_of_any_type_are_read_or_refused(
         place, key = place[key], next(iter(place[key])) if isinstance(place[key], dict) else 0
     place[key] = value
     (run / name).write_text(json.dumps(document))
-    check_commands(run.parent, [data.draw(st.sampled_from(COMMANDS)) for _ in range(3)])
+    check_commands(run.parent, [data.draw(st.sampled_from(COMMANDS)) for _ in range(2)])
 
 
 def test_any_flipped_bit_of_a_checkpoint_is_found(original: Path, tmp_path: Path):

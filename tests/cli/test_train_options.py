@@ -51,9 +51,9 @@ def test_resume_of_an_unknown_run(invoke, run):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--seed", "5"], "cannot change seed (--seed)"),
+        (["--seed", "5"], "cannot change seed from 0 to 5 (--seed)"),
         (["--no-temporal"], "cannot change reward.temporal"),
-        (["--set", "grpo.prompts=3"], "cannot change grpo.prompts (--set grpo.prompts=3)"),
+        (["--set", "grpo.prompts=3"], "cannot change grpo.prompts from 16 to 3 (--set grpo.prompts=3)"),
         (["--config", "x.yaml"], "cannot be combined"),
     ],
 )

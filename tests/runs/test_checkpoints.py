@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from vlacoach.errors import CheckpointError
+from vlacoach.errors import CheckpointError, RunError
 from vlacoach.runs.checkpoints import CheckpointStore, checkpoint_step, verify_checkpoint
 from vlacoach.runs.state import load_state, load_tree, save_state, save_tree
 
@@ -113,6 +113,82 @@ def test_error_while_writing_leaves_the_old_ones(store):
         store.save(2, fail)
     assert steps(store) == [1]
     assert not list(store.folder.glob(".*"))
+
+
+def test_a_checkpoint_whose_replacement_was_killed_halfway_is_brought_back(store):
+    store.save(1, writer(1))
+    os.rename(store.folder / "000001", store.folder / ".000001.old")
+    (store.folder / ".000001.77").mkdir()
+    store.recover()
+    assert load_state(store.last() / "training_state", "numpy")[1] == {"value": 1}
+    assert not list(store.folder.glob(".*"))
+
+
+def test_an_interrupted_replacement_leaves_the_one_that_was_there(store, monkeypatch):
+    store.save(1, writer(1))
+    replace = os.replace
+
+    def interrupted(source, target):
+        if str(source).endswith(f".{os.getpid()}"):
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        store.save(1, writer(9))
+    assert load_state(store.last() / "training_state", "numpy")[1] == {"value": 1}
+
+
+def test_damaged_checkpoints_are_set_aside_so_that_newer_ones_take_their_place(store):
+    for step in (1, 2, 3):
+        store.save(step, writer(step))
+    damage(store.folder / "000003" / "training_state" / "state.json", "flip")
+    store.set_aside(2)
+    assert steps(store) == [2]
+    assert store.last().name == "000002"
+    assert (store.folder / "000003.damaged").is_dir()
+    store.save(3, writer(3), 0.5)
+    assert (steps(store), store.best().name) == ([2, 3], "000003")
+
+
+def test_a_deleted_run_folder_does_not_come_back_half(tmp_path):
+    with pytest.raises(RunError, match="No such file"):
+        CheckpointStore(tmp_path / "run" / "checkpoints").save(1, writer(1))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("target", ["../../elsewhere", "/etc", "000009", "000001/training_state"])
+def test_links_that_somebody_bent_lead_nowhere(store, tmp_path, target):
+    store.save(1, writer(1), 0.5)
+    (tmp_path / "elsewhere").mkdir()
+    for link in ("best", "last"):
+        (store.folder / link).unlink()
+        (store.folder / link).symlink_to(target)
+    assert store.best() is None
+    assert store.named("last").name == "000001"
+    with pytest.raises(CheckpointError, match="no checkpoint"):
+        store.named("best")
+    with pytest.raises(CheckpointError, match="no checkpoint"):
+        store.named("../000001")
+    store.save(2, writer(2), 0.6)
+    assert store.best().name == "000002"
+
+
+def test_a_file_that_is_a_link_out_of_its_checkpoint_is_refused(store, tmp_path):
+    path = store.save(1, writer(1))
+    file = path / "training_state" / "state.json"
+    outside = tmp_path / "state.json"
+    os.rename(file, outside)
+    file.symlink_to(outside)
+    with pytest.raises(CheckpointError, match="link out of its checkpoint"):
+        store.last()
+
+
+def test_a_checkpoint_under_the_name_of_another_is_refused(store):
+    store.save(1, writer(1))
+    os.rename(store.folder / "000001", store.folder / "000005")
+    with pytest.raises(CheckpointError, match="is of update 1, its folder is 000005"):
+        store.last()
 
 
 FULL_DISK = """

@@ -134,6 +134,26 @@ def test_rewind_drops_what_a_resumed_run_will_repeat(run):
     assert [line["step"] for line in run.episodes()] == [0, 1]
 
 
+def test_lines_that_will_be_written_again_are_forgotten(run):
+    run.log_metrics(1, {"eval/success": 0.5})
+    run.log_metrics(2, {"x": 1})
+    run.log_metrics(2, {"eval/success": 0.5})
+    run.log_metrics(2, {"eval_train/success": 0.5})
+    run.forget_metrics(2, ["eval/success", "eval_train/success"])
+    run.log_metrics(2, {"eval/success": 0.75})
+    kept = [{key: value for key, value in line.items() if key != "time"} for line in run.metrics()]
+    assert kept == [{"step": 1, "eval/success": 0.5}, {"step": 2, "x": 1}, {"step": 2, "eval/success": 0.75}]
+
+
+def test_latest_does_not_lead_out_of_the_folder_of_runs(run, tmp_path):
+    elsewhere = RunFolder.create(tmp_path / "elsewhere", "other")
+    elsewhere.close()
+    link = run.path.parent / "latest"
+    link.unlink()
+    link.symlink_to(elsewhere.path.resolve())
+    assert RunFolder.open("latest", run.path.parent).path.name == run.path.name
+
+
 def test_status_and_heartbeat(run, monkeypatch):
     run.set_status(names.STATUS_RUNNING)
     run.progress("rollout", 3, 10)

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from vlacoach.runs.stopping import GracefulStop
+from vlacoach.runs.stopping import SIGNALS, GracefulStop, interruptible
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -33,3 +33,15 @@ def test_other_threads_are_left_alone():
     thread.start()
     thread.join()
     assert stopped == [False]
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_around_the_work_each_signal_is_an_interrupt(number):
+    before = signal.getsignal(number)
+    with interruptible():
+        with GracefulStop() as stop:
+            os.kill(os.getpid(), number)
+        assert stop.requested
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), number)
+    assert signal.getsignal(number) is before

@@ -23,6 +23,7 @@ from vlacoach.runs.control import RemoteControl
 from vlacoach.runs.files import replace_text
 from vlacoach.runs.guards import RunGuards
 from vlacoach.runs.heartbeat import RunReporter
+from vlacoach.runs.jsonl import numbers_of
 from vlacoach.runs.report import write_learning_curve
 from vlacoach.runs.results import Comparison, EvaluationResult, TrainResult, compare, read_baseline, write_results
 from vlacoach.runs.resuming import require_same_config
@@ -185,8 +186,7 @@ class TrainingRun:
         self._saved = self.agent.update
         self.folder.checkpoints.set_aside(self.agent.update)
         self.folder.rewind(self.agent.update)
-        clock = self.folder.metrics()
-        self._spent = max((float(line.get(names.TIME_ELAPSED, 0.0)) for line in clock), default=0.0)
+        self._spent = max(numbers_of(self.folder.metrics(), names.TIME_ELAPSED), default=0.0)
         self.reporter.message(f"Going on after update {self.agent.update}, from {checkpoint}")
 
     def _learn(self) -> None:
@@ -339,8 +339,8 @@ class TrainingRun:
         self.folder.log_event("stage", stage=names.STAGE_CHECKPOINT, update=self.agent.update)
         self.folder.progress(names.STAGE_CHECKPOINT)
         lines = [line for line in self.folder.metrics() if line.get(names.STEP) == self.agent.update]
-        score = next((float(line[names.ROLLOUT_SUCCESS]) for line in lines if names.ROLLOUT_SUCCESS in line), None)
         self.folder.sync()
+        score = next(iter(numbers_of(lines, names.ROLLOUT_SUCCESS)), None)
         self.folder.checkpoints.save(self.agent.update, self._save, score)
 
     def _save(self, folder: Path) -> None:

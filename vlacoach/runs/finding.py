@@ -48,9 +48,10 @@ def find_run(reference: str, root: Path) -> Path:
     """
     runs = list_runs(root)
     if reference == LATEST_LINK:
-        link = root / LATEST_LINK
-        if (link / RUN_FILE).is_file():
-            return link.resolve()
+        # A link that leads out of the folder was not made by a run.
+        link = (root / LATEST_LINK).resolve()
+        if (link / RUN_FILE).is_file() and link.parent == root.resolve():
+            return link
         if runs:
             return runs[-1]
         raise RunError(f"There are no runs in {str(root)!r}.", "Start one with: vlacoach train")

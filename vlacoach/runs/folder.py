@@ -335,14 +335,11 @@ class RunFolder:
             self._keep(file, lambda record: step_of(record) <= step)
 
     def forget_metrics(self, step: int, keys: Collection[str]) -> None:
-        """Drop lines of metrics that are about to be written again, as after a kill between two of them.
+        """Drop lines of metrics that will be written again, as after a kill between two of them.
 
         Args:
-            step: The update whose lines are meant.
-            keys: A line that has one of these goes.
-
-        Raises:
-            RunError: The file cannot be rewritten.
+            step: Update whose lines go if they have one of the keys.
+            keys: Metrics.
         """
         self._keep(names.METRICS_FILE, lambda record: step_of(record) != step or record.keys().isdisjoint(keys))
 

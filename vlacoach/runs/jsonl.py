@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -172,3 +172,9 @@ def step_of(record: Mapping[str, Any]) -> float:
     """Update of a line; one that has none, or no number, belongs to the beginning."""
     step = record.get(STEP)
     return step if isinstance(step, (int, float)) else 0
+
+
+def numbers_of(records: Iterable[Mapping[str, Any]], key: str) -> list[float]:
+    """What the lines that have a number under a key have there, in their order."""
+    found = [record.get(key) for record in records]
+    return [float(value) for value in found if isinstance(value, (int, float)) and not isinstance(value, bool)]
