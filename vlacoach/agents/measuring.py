@@ -19,7 +19,7 @@ from vlacoach.policies.policy import VLAPolicy
 from vlacoach.runs.config import TrainConfig
 from vlacoach.runs.constants import VIDEOS_FOLDER
 from vlacoach.runs.evaluations import EvaluationFolder, fingerprint, settings_hash
-from vlacoach.runs.folder import installed_versions
+from vlacoach.runs.provenance import installed_versions
 from vlacoach.runs.reporting import NullReporter, Reporter
 from vlacoach.runs.results import EvaluationResult
 from vlacoach.runs.robustness import PLAIN, AxisResult, AxisTable

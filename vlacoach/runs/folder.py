@@ -21,7 +21,6 @@ from vlacoach.runs.checkpoints import CheckpointStore
 from vlacoach.runs.files import lock_file, plain, replace_link, replace_text, writing
 from vlacoach.runs.finding import find_run
 from vlacoach.runs.jsonl import JsonlReader, JsonlWriter, keep_records, step_of
-from vlacoach.runs.provenance import installed_versions as installed_versions
 from vlacoach.runs.provenance import provenance
 from vlacoach.runs.trackers import MetricWriter, Trackers
 
