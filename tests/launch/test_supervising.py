@@ -67,7 +67,9 @@ def test_the_outcome_has_the_status_and_what_was_printed(tmp_path, capfd):
     commits = Commits()
     assert supervise(Job(["--version"]), tmp_path, commits, OSError) == Outcome(0, f"vlacoach {__version__}\n")
     assert commits.count == 1
-    refused = supervise(Job(["train", "--runs-dir", str(tmp_path), "--suite", "libero_gaol"]), tmp_path, commits, OSError)
+    refused = supervise(
+        Job(["train", "--runs-dir", str(tmp_path), "--suite", "libero_gaol"]), tmp_path, commits, OSError
+    )
     assert refused == Outcome(2, "")
     assert "Did you mean 'libero_goal'" in capfd.readouterr().err
 

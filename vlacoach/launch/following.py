@@ -49,10 +49,7 @@ def follow(call: Call, mirror: RunMirror, say: Say, record: Mapping[str, str]) -
     told = False
     while True:
         _sync(mirror, say)
-        if mirror.path is not None and not told:
-            replace_text(mirror.path / RECORD_FILE, json.dumps(dict(record)) + "\n")
-            say(f"Run folder: {mirror.path}, a copy that grows. Watch it: vlacoach watch {mirror.path.name}")
-            told = True
+        told = _tell(mirror, say, record, told)
         try:
             outcome = call.get(timeout=LOOK_SECONDS)
         except TimeoutError:
@@ -67,7 +64,17 @@ def follow(call: Call, mirror: RunMirror, say: Say, record: Mapping[str, str]) -
             _sync(mirror, say, checkpoints=True)
             raise LaunchError(f"Modal gave the training up: {type(error).__name__}: {error}") from error
         mirror.sync(checkpoints=True)
+        _tell(mirror, say, record, told)
         return outcome
+
+
+def _tell(mirror: RunMirror, say: Say, record: Mapping[str, str], told: bool) -> bool:
+    """Once there is a copy, leave the record in it and say where it is; whether that has been done."""
+    if mirror.path is None or told:
+        return told
+    replace_text(mirror.path / RECORD_FILE, json.dumps(dict(record)) + "\n")
+    say(f"Run folder: {mirror.path}, a copy that grows. Watch it: vlacoach watch {mirror.path.name}")
+    return True
 
 
 def _sync(mirror: RunMirror, say: Say, checkpoints: bool = False) -> None:

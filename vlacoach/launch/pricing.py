@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from vlacoach.errors import CheckpointError, UnknownNameError
 from vlacoach.runs.config import TrainConfig
+from vlacoach.runs.formatting import format_seconds
 
 PRICES = "list prices of 2025; see https://modal.com/pricing"
 
@@ -118,7 +119,7 @@ class Estimate:
         if self.hours is None:
             said.append(f"How long it takes, and so what it costs, is unknown: {self.basis}")
         else:
-            said.append(f"About {self.hours:.1f} hours, {self.cost:.2f} USD: {self.basis}.")
+            said.append(f"About {format_seconds(HOUR * self.hours)}, {self.cost:.2f} USD: {self.basis}.")
             said.append("Building the image, downloads and repeated attempts come on top.")
         return said if self.warning is None else [*said, self.warning]
 
