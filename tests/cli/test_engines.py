@@ -169,7 +169,7 @@ def test_resume_and_config_contradict_each_other(invoke, tmp_path, customer):
 
 
 def test_an_adapter_of_this_machine_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match="policy.adapter is a folder of this machine") as error:
+    with pytest.raises(ConfigError, match=r"policy\.adapter is a folder of this machine") as error:
         refuse_local_folders(TrainConfig.model_validate({"policy": {"adapter": str(tmp_path)}}))
     assert f"/cache/policies/{tmp_path.name}" in str(error.value)
 
