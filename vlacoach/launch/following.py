@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -56,6 +57,7 @@ def follow(call: Call, mirror: RunMirror, say: Say, record: Mapping[str, str]) -
             continue
         except modal.exception.ConnectionError as error:
             say(f"Modal does not answer, and is asked again: {error}")
+            time.sleep(LOOK_SECONDS)
             continue
         except VlacoachError:
             _sync(mirror, say, checkpoints=True)
