@@ -32,7 +32,7 @@ REMOTE_FOLDER = "/tmp/vlacoach"
 """Where files of this machine, such as ``--config``, are put there."""
 
 SECRETS = ("HF_TOKEN",)
-TRACKER_SECRETS = {"wandb": "WANDB_API_KEY", "trackio": "HF_TOKEN"}
+TRACKER_SECRETS = {"wandb": "WANDB_API_KEY"}
 
 _OURS = ("engine", "gpu", "yes", "watch", "runs_dir")
 _THIS_MACHINE = ("VLACOACH_RUNS_DIR", "VLACOACH_CACHE")
