@@ -39,8 +39,8 @@ class Mirror:
         self._appears = appears
         self._errors = dict(errors)
 
-    def sync(self, checkpoints=False):
-        self.looks.append(checkpoints)
+    def sync(self, last=False):
+        self.looks.append(last)
         if len(self.looks) in self._errors:
             raise self._errors[len(self.looks)]
         if len(self.looks) > self._appears:

@@ -60,12 +60,12 @@ def follow(call: Call, mirror: RunMirror, say: Say, record: Mapping[str, str]) -
             time.sleep(LOOK_SECONDS)
             continue
         except VlacoachError:
-            _sync(mirror, say, checkpoints=True)
+            _sync(mirror, say, last=True)
             raise
         except modal.exception.Error as error:
-            _sync(mirror, say, checkpoints=True)
+            _sync(mirror, say, last=True)
             raise LaunchError(f"Modal gave the training up: {type(error).__name__}: {error}") from error
-        mirror.sync(checkpoints=True)
+        mirror.sync(last=True)
         _tell(mirror, say, record, told)
         return outcome
 
@@ -79,9 +79,9 @@ def _tell(mirror: RunMirror, say: Say, record: Mapping[str, str], told: bool) ->
     return True
 
 
-def _sync(mirror: RunMirror, say: Say, checkpoints: bool = False) -> None:
+def _sync(mirror: RunMirror, say: Say, last: bool = False) -> None:
     try:
-        mirror.sync(checkpoints)
+        mirror.sync(last)
     except modal.exception.Error as error:  # The training does not depend on the copy.
         say(f"The run folder was not copied, and will be: {error}")
 

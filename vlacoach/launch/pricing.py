@@ -183,8 +183,8 @@ def estimate(config: TrainConfig, machine: Machine, work: Work) -> Estimate:
     if minutes is not None and 60.0 * minutes < learning:
         learning, learned = 60.0 * minutes, f"{minutes:g} minutes of training"
     basis = (
-        f"{learned} and {work.evaluation_episodes} evaluation episodes, as vlacoach plan computes for episodes that run "
-        "to their limit"
+        f"{learned} and {work.evaluation_episodes} evaluation episodes, as vlacoach plan computes for episodes that "
+        "run to their limit"
     )
     return Estimate(machine, (learning + evaluation) / HOUR, basis, None if plan.fits else verdict(plan))
 
