@@ -18,7 +18,7 @@ from vlacoach import __version__, errors
 from vlacoach.cli.main import _Group, app
 from vlacoach.runs.folder import RunFolder
 
-HEAVY = ("torch", "mujoco", "textual", "transformers", "matplotlib", "scipy", "robosuite", "h5py", "gymnasium")
+HEAVY = ("torch", "mujoco", "textual", "transformers", "matplotlib", "scipy", "robosuite", "h5py", "gymnasium", "modal")
 
 
 @pytest.mark.parametrize(

@@ -140,15 +140,16 @@ def test_a_resumed_run_that_dropped_lines_is_copied_anew(mirror, run):
     assert len(reader.read()) == 2
     run.rewind(1)
     run.log_metrics(2, {"rollout/success": 0.7})
+    os.utime(run.path / "metrics.jsonl", (2e9, 2e9))
     mirror.sync()
     assert [line["rollout/success"] for line in reader.read()] == [0.5, 0.7]
     assert reader.restarts == 1
 
 
-def test_checkpoints_come_when_they_are_asked_for(mirror, run):
+def test_checkpoints_come_with_the_last_look(mirror, run):
     mirror.sync()
     assert not (mirror.path / "checkpoints").exists()
-    mirror.sync(checkpoints=True)
+    mirror.sync(last=True)
     assert RunFolder(mirror.path).checkpoints.last().name == "000000"
 
 
@@ -162,7 +163,7 @@ def test_what_belongs_to_the_other_machine_stays_there(mirror, run):
 def test_what_lies_in_the_copy_alone_is_left_there(mirror, run):
     mirror.sync()
     (mirror.path / "notes.txt").write_text("mine")
-    mirror.sync(checkpoints=True)
+    mirror.sync(last=True)
     assert (mirror.path / "notes.txt").read_text() == "mine"
 
 
@@ -182,6 +183,18 @@ def test_a_replaced_file_of_the_same_size_is_seen_by_its_time(mirror, run):
     os.utime(run.path / "heartbeat", (2e9, 2e9))
     mirror.sync()
     assert (mirror.path / "heartbeat").read_text() == "2"
+
+
+def test_the_last_look_sees_what_size_and_time_do_not_tell(mirror, run):
+    (run.path / "results.json").write_text("1")
+    os.utime(run.path / "results.json", (2e9, 2e9))
+    mirror.sync()
+    (run.path / "results.json").write_text("2")
+    os.utime(run.path / "results.json", (2e9, 2e9))
+    mirror.sync()
+    assert (mirror.path / "results.json").read_text() == "1"
+    mirror.sync(last=True)
+    assert (mirror.path / "results.json").read_text() == "2"
 
 
 def test_of_several_attempts_the_newest_is_copied(mirror, volume):

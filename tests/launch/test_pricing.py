@@ -44,7 +44,7 @@ def test_the_cost_is_hours_times_the_price():
     machine = Machine(RentedGPU("X", 2.0, None), cores=0, memory=0)
     expected = Estimate(machine, 1.5, "ten updates")
     assert expected.cost == 3.0
-    assert "About 1.5 hours, 3.00 USD: ten updates." in expected.lines()
+    assert "About 1:30:00, 3.00 USD: ten updates." in expected.lines()
 
 
 def test_work_is_updates_and_the_episodes_of_every_evaluation():

@@ -32,7 +32,7 @@ REMOTE_FOLDER = "/tmp/vlacoach"
 """Where files of this machine, such as ``--config``, are put there."""
 
 SECRETS = ("HF_TOKEN",)
-TRACKER_SECRETS = {"wandb": "WANDB_API_KEY", "trackio": "HF_TOKEN"}
+TRACKER_SECRETS = {"wandb": "WANDB_API_KEY"}
 
 _OURS = ("engine", "gpu", "yes", "watch", "runs_dir")
 _THIS_MACHINE = ("VLACOACH_RUNS_DIR", "VLACOACH_CACHE")
@@ -138,9 +138,10 @@ def make_job(context: typer.Context, resolved: ResolvedConfig, config: Path | No
     environment = {
         name: value for name, value in os.environ.items() if name.startswith("VLACOACH_") and name not in _THIS_MACHINE
     }
-    typed = forwarded(context, without=(*_OURS, "config", "resume"))
     if folder:
+        typed = forwarded(context, without=(*_OURS, "resume"))
         return Job([*before, "train", *typed, where, f"--resume={folder}"], environment=environment)
+    typed = forwarded(context, without=(*_OURS, "config", "name"))
     name = f"{resolved.config.name}-{secrets.token_hex(3)}"
     if len(name) > 64:
         raise ConfigError(
@@ -266,11 +267,15 @@ def _agree(expected: Estimate, yes: bool) -> None:
         _say(line)
     if yes:
         return
-    if not sys.stdin.isatty():
+    if not _asks():
         raise ConfigError("There is no terminal to ask on whether to spend that.", "Say --yes to start.")
     if not typer.confirm("Start?", err=True):
         _say("Nothing was started.")
         raise typer.Exit(ExitCode.FAILURE)
+
+
+def _asks() -> bool:
+    return sys.stdin.isatty()
 
 
 def _finish(outcome: Mapping[str, Any] | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -49,30 +50,38 @@ def follow(call: Call, mirror: RunMirror, say: Say, record: Mapping[str, str]) -
     told = False
     while True:
         _sync(mirror, say)
-        if mirror.path is not None and not told:
-            replace_text(mirror.path / RECORD_FILE, json.dumps(dict(record)) + "\n")
-            say(f"Run folder: {mirror.path}, a copy that grows. Watch it: vlacoach watch {mirror.path.name}")
-            told = True
+        told = _tell(mirror, say, record, told)
         try:
             outcome = call.get(timeout=LOOK_SECONDS)
         except TimeoutError:
             continue
         except modal.exception.ConnectionError as error:
             say(f"Modal does not answer, and is asked again: {error}")
+            time.sleep(LOOK_SECONDS)
             continue
         except VlacoachError:
-            _sync(mirror, say, checkpoints=True)
+            _sync(mirror, say, last=True)
             raise
         except modal.exception.Error as error:
-            _sync(mirror, say, checkpoints=True)
+            _sync(mirror, say, last=True)
             raise LaunchError(f"Modal gave the training up: {type(error).__name__}: {error}") from error
-        mirror.sync(checkpoints=True)
+        mirror.sync(last=True)
+        _tell(mirror, say, record, told)
         return outcome
 
 
-def _sync(mirror: RunMirror, say: Say, checkpoints: bool = False) -> None:
+def _tell(mirror: RunMirror, say: Say, record: Mapping[str, str], told: bool) -> bool:
+    """Once there is a copy, leave the record in it and say where it is; whether that has been done."""
+    if mirror.path is None or told:
+        return told
+    replace_text(mirror.path / RECORD_FILE, json.dumps(dict(record)) + "\n")
+    say(f"Run folder: {mirror.path}, a copy that grows. Watch it: vlacoach watch {mirror.path.name}")
+    return True
+
+
+def _sync(mirror: RunMirror, say: Say, last: bool = False) -> None:
     try:
-        mirror.sync(checkpoints)
+        mirror.sync(last)
     except modal.exception.Error as error:  # The training does not depend on the copy.
         say(f"The run folder was not copied, and will be: {error}")
 

@@ -83,14 +83,15 @@ class RunMirror:
         self._folder = folder
         self.path: Path | None = None
 
-    def sync(self, checkpoints: bool = False) -> int:
+    def sync(self, last: bool = False) -> int:
         """Bring the copy up to date.
 
         Args:
-            checkpoints: Whether to copy checkpoints too, which are large.
+            last: Whether the run has ended. Then checkpoints, which are large, are copied too, and every other file is
+                read once more: times are whole seconds, in which a file may have changed twice and kept its size.
 
         Returns:
-            How many files had changed.
+            How many files were copied.
 
         Raises:
             RunError: The copy cannot be written.
@@ -102,8 +103,9 @@ class RunMirror:
         changed = 0
         for entry in sorted(self._volume.listdir(folder, recursive=True), key=_run_file_last):
             relative = PurePosixPath(entry.path.lstrip("/")).relative_to(folder)
-            if entry.type == FILE and _wanted(relative, checkpoints):
-                changed += self._copy(entry, target / relative)
+            checkpoint = relative.parts[:1] == (names.CHECKPOINTS_FOLDER,)
+            if entry.type == FILE and _wanted(relative) and (last or not checkpoint):
+                changed += self._copy(entry, target / relative, anew=last and not checkpoint)
         if self.path is None and (target / names.RUN_FILE).is_file():
             self.path = target
             replace_link(self._runs_dir / names.LATEST_LINK, folder)
@@ -113,11 +115,9 @@ class RunMirror:
         # The newest: an attempt that was killed before it began leaves a folder that the next one removes.
         return next((name for name in reversed(folders_in(self._volume)) if is_run_of(name, self._name)), None)
 
-    def _copy(self, entry: Entry, target: Path) -> bool:
-        with suppress(FileNotFoundError):
-            status = target.stat()
-            if (status.st_size, int(status.st_mtime)) == (entry.size, entry.mtime):
-                return False
+    def _copy(self, entry: Entry, target: Path, anew: bool) -> bool:
+        if not anew and _is_as_listed(target, entry):
+            return False
         with writing(target):
             target.parent.mkdir(parents=True, exist_ok=True)
             descriptor, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
@@ -138,12 +138,17 @@ class RunMirror:
         return True
 
 
-def _wanted(relative: PurePosixPath, checkpoints: bool) -> bool:
-    if any(part.startswith(".") for part in relative.parts):
-        return False  # Still being written, under another name.
-    if relative.parts[0] == names.CHECKPOINTS_FOLDER:
-        return checkpoints
-    return relative.as_posix() not in LOCAL_FILES
+def _is_as_listed(target: Path, entry: Entry) -> bool:
+    try:
+        status = target.stat()
+    except FileNotFoundError:
+        return False
+    return (status.st_size, int(status.st_mtime)) == (entry.size, entry.mtime)
+
+
+def _wanted(relative: PurePosixPath) -> bool:
+    # A leading dot: still being written, under another name.
+    return not any(part.startswith(".") for part in relative.parts) and relative.as_posix() not in LOCAL_FILES
 
 
 def _run_file_last(entry: Entry) -> bool:

@@ -235,12 +235,17 @@ def running_call(record: Mapping[str, str]) -> modal.FunctionCall | None:
 
     Args:
         record: What :func:`start` left in the copy of the run.
+
+    Raises:
+        LaunchError: Modal does not answer, so that it is not known; two containers must not write one run.
     """
     call = modal.FunctionCall.from_id(record["call"])
     try:
         call.get(timeout=0)
     except TimeoutError:
         return call
-    except Exception:  # However it ended; those who left it had its error then, or have it in the log.
+    except modal.exception.ConnectionError as error:
+        raise LaunchError(f"Whether the run is at work at Modal cannot be told: {error}") from error
+    except Exception:  # However it ended; those who followed it had its error then.
         return None
     return None

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from vlacoach.errors import CheckpointError, UnknownNameError
 from vlacoach.runs.config import TrainConfig
+from vlacoach.runs.formatting import format_seconds
 
 PRICES = "list prices of 2025; see https://modal.com/pricing"
 
@@ -118,8 +119,8 @@ class Estimate:
         if self.hours is None:
             said.append(f"How long it takes, and so what it costs, is unknown: {self.basis}")
         else:
-            said.append(f"About {self.hours:.1f} hours, {self.cost:.2f} USD: {self.basis}.")
-            said.append("Building the image, downloads and repeated attempts come on top.")
+            said.append(f"About {format_seconds(HOUR * self.hours)}, {self.cost:.2f} USD: {self.basis}.")
+            said.append("Building the image, downloads, starting up and repeated attempts come on top.")
         return said if self.warning is None else [*said, self.warning]
 
 
@@ -181,7 +182,10 @@ def estimate(config: TrainConfig, machine: Machine, work: Work) -> Estimate:
     learning, learned = work.updates * seconds[TOTAL], f"{work.updates} updates of {seconds[TOTAL]:.0f} s"
     if minutes is not None and 60.0 * minutes < learning:
         learning, learned = 60.0 * minutes, f"{minutes:g} minutes of training"
-    basis = f"{learned} and {work.evaluation_episodes} evaluation episodes, at most, as vlacoach plan computes"
+    basis = (
+        f"{learned} and {work.evaluation_episodes} evaluation episodes, as vlacoach plan computes for episodes that "
+        "run to their limit"
+    )
     return Estimate(machine, (learning + evaluation) / HOUR, basis, None if plan.fits else verdict(plan))
 
 

@@ -117,7 +117,7 @@ def supervise(job: Job, runs: Path, commit: Callable[[], None], trouble: type[Ex
     if outcome.status < 0 or outcome.status in WORTH_ANOTHER_TRY:
         raise LaunchError(
             f"The training ended with status {outcome.status}.",
-            f"Its messages are above, and in {names.LOG_FILE} of the run folder.",
+            f"Its messages are in the container's log, and in {names.LOG_FILE} of the run folder.",
         )
     return outcome
 
