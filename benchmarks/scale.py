@@ -9,13 +9,13 @@ read and kernels chosen, is left out. Bytes are those that a rank hands to the t
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
-from pathlib import Path
 
 from vlacoach.runs.folder import RunFolder
 
@@ -50,7 +50,7 @@ def train(ranks: int, workers: int, arguments: argparse.Namespace) -> Figures:
 def summary(lines: list[dict[str, float]], ranks: int) -> Figures:
     updates = [line for line in lines if "time/total" in line][1:]
     sent = [line.get("ranks/bytes_sent", 0) for line in lines if "time/elapsed" in line]
-    crossed = [ranks * (after - before) for before, after in zip(sent, sent[1:], strict=False)]
+    crossed = [ranks * (after - before) for before, after in itertools.pairwise(sent)]
     return {
         "episodes_per_second": statistics.median(one["rollout/episodes"] / one["time/rollout"] for one in updates),
         "update_episodes_per_second": statistics.median(one["rollout/episodes"] / one["time/total"] for one in updates),

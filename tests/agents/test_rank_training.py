@@ -1,4 +1,4 @@
-"""The command, started twice to train together on the toy world: as one process does, and on from where it was killed."""
+"""The command, started twice to train together on the toy world: as one process, and on from where it was killed."""
 
 from __future__ import annotations
 
