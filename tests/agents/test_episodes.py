@@ -19,6 +19,7 @@ ENV = {"suite": "libero_goal", "tasks": [8], "max_steps": 16, "num_envs": 1, "wo
 CONFIG = TrainConfig.model_validate({"env": ENV, "seed": 3})
 
 
+@pytest.mark.slow
 @pytest.mark.sim
 def test_episodes_are_those_of_an_evaluation_and_can_be_executed_again():
     policy = load_policy("tiny")

@@ -241,6 +241,7 @@ print("the same")
 """
 
 
+@pytest.mark.slow
 def test_a_real_lack_of_memory_on_the_cpu():
     code = REAL.format(tests=str(Path(__file__).parent))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)

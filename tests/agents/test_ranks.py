@@ -111,6 +111,7 @@ def test_the_loss_of_the_leading_rank_is_noticed(tmp_path: Path):
     assert "Rank 1 lost touch with the others at rollout of update 1" in said("vanish", 1, tmp_path)["error"]
 
 
+@pytest.mark.slow
 def test_a_rank_without_a_group_takes_part(tmp_path: Path):
     start("success", tmp_path, size=4)
     weights = [load_file(tmp_path / f"success_{rank}.safetensors")["weights"] for rank in range(4)]

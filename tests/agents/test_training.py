@@ -215,7 +215,14 @@ def test_two_runs_of_a_configuration_are_equal(
 
 
 @pytest.mark.parametrize("full", [False, True])
-@pytest.mark.parametrize("how", ["signal", "loss in the rollout", "loss in the update", "loss in the last evaluation"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        "signal",
+        "loss in the update",
+        *(pytest.param(one, marks=pytest.mark.slow) for one in ("loss in the rollout", "loss in the last evaluation")),
+    ],
+)
 def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(
     how: str, full: bool, worlds: list[ToyEnvs], base: Path, tmp_path: Path
 ):

@@ -233,6 +233,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(whole: dict[str, Any], hous
     assert_same_run(whole, result)
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_saves_ends_with_130_and_goes_on(whole: dict[str, Any], house: House):
     process = house.start(house.arguments("interrupted"))
     try:

@@ -134,8 +134,8 @@ COMMANDS = [
     ["runs", "show", "first", "--json"],
     ["runs", "diff", "first", "first", "--json"],
     ["runs", "report", "first"],
-    ["runs", "export", "first", "--csv", "OUT", "--force"],
-    ["runs", "export", "first", "--adapter", "OUT", "--checkpoint", "best"],
+    ["runs", "export", "csv", "first", "--out", "OUT", "--force"],
+    ["runs", "export", "adapter", "first", "--out", "OUT", "--checkpoint", "best"],
     ["watch", "--once", "first"],
     ["watch", "--once", "--json", "first"],
     ["train", "--resume", "first", "--set", "policy.path=nowhere"],
@@ -152,7 +152,7 @@ def check_commands(root: Path, commands: list[list[str]]) -> None:
         assert done.exit_code in {int(code) for code in ExitCode}, (command, done.output)
 
 
-@pytest.mark.parametrize("command", [one for one in COMMANDS if one[0] != "train" and "--adapter" not in one])
+@pytest.mark.parametrize("command", [one for one in COMMANDS if one[0] != "train" and "adapter" not in one])
 def test_commands_read_the_run_folder_while_nobody_has_harmed_it(original: Path, tmp_path: Path, command: list[str]):
     run = copied(original, tmp_path / "runs")
     arguments = [str(tmp_path / "out.csv") if part == "OUT" else part for part in command]

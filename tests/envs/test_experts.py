@@ -100,6 +100,7 @@ def test_a_dropped_object_is_picked_up_again(goal):
     assert success
 
 
+@pytest.mark.slow
 @pytest.mark.sim
 def test_collecting_resumes_and_does_not_depend_on_who_made_an_episode(tmp_path):
     options = {"states": [0, 7], "noise": 0.1, "image_size": 32, "seed": 5}

@@ -43,7 +43,13 @@ def test_importing_registers_every_suite():
 
 
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("env_id", [ENV_IDS[suite] for suite in STANDARD_SUITES])
+@pytest.mark.parametrize(
+    "env_id",
+    [
+        pytest.param(ENV_IDS[suite], marks=() if suite in ("libero_goal", "libero_10") else pytest.mark.slow)
+        for suite in STANDARD_SUITES
+    ],
+)
 def test_every_single_environment_passes_gymnasiums_checks(env_id):
     env = gymnasium.make(env_id, task=3, image_size=32, render_mode="rgb_array")
     check_env(env.unwrapped)

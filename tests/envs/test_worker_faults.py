@@ -44,6 +44,7 @@ def test_a_worker_that_finds_no_memory_is_replaced_and_costs_its_episodes_and_no
     envs.close()
 
 
+@pytest.mark.slow
 def test_workers_that_never_find_memory_are_an_error_that_says_so(monkeypatch):
     envs = make(workers=1)
     envs.reset(options={"task": 8, "init_state": 0})
@@ -63,6 +64,7 @@ def test_workers_that_never_find_memory_are_an_error_that_says_so(monkeypatch):
     envs.close()
 
 
+@pytest.mark.slow
 def test_signals_to_the_whole_process_group_do_not_reach_the_worlds():
     envs = make()
     envs.reset(options={"task": 8, "init_state": 0})

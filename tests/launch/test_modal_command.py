@@ -193,6 +193,7 @@ def wait_for(condition, process):
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_the_training_alone_and_resume_comes_back_to_it(tmp_path):
     root, over = volumes_in(tmp_path), threading.Event()
     trainer = Trainer(root / "vlacoach-runs", until=over)
@@ -217,6 +218,7 @@ def test_ctrl_c_leaves_the_training_alone_and_resume_comes_back_to_it(tmp_path):
     assert len(RunFolder(run).metrics()) == 2
 
 
+@pytest.mark.slow
 def test_a_run_that_failed_there_is_copied_and_its_error_is_this_commands(tmp_path):
     root = volumes_in(tmp_path)
     trainer = Trainer(root / "vlacoach-runs", error=LaunchError("The training ended with status -9.", "See the log."))
@@ -230,6 +232,7 @@ def test_a_run_that_failed_there_is_copied_and_its_error_is_this_commands(tmp_pa
     assert RunFolder.open("latest", tmp_path / "runs").checkpoints.last().name == "000002"
 
 
+@pytest.mark.slow
 def test_a_run_that_has_ended_is_resumed_by_a_new_container(tmp_path):
     root = volumes_in(tmp_path)
     with RunFolder.create(tmp_path / "runs", "first", TrainConfig()) as folder:

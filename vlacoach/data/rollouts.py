@@ -107,7 +107,7 @@ def read_rollouts(file: Path) -> list[RecordedEpisode]:
                 )
             groups = store["rollouts"]
             return [_episode(file, groups[name]) for name in sorted(groups, key=int)]
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:  # h5py's, by where the damage is.
         raise RolloutsError(
             f"The rollouts file {file} cannot be read: {error}.", "It was probably cut off when it was copied."
         ) from error
