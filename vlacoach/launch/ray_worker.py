@@ -38,7 +38,7 @@ LOOK_SECONDS = 2.0
 """Between two looks of the first rank at whether the user wants to stop, and at what is to be stored."""
 
 SETTLE_SECONDS = 30.0
-"""That a rank which failed waits for the one that is to blame, so that its reason is not lost with the group."""
+"""That a rank which lost another waits for what that one has to say, before Ray ends the group."""
 
 Entry = Callable[[list[str]], int]
 """Runs a ``vlacoach`` command line in this process; returns its exit status."""
@@ -135,9 +135,9 @@ def work(given: dict[str, Any]) -> None:
         status = _lead(task, ledger)
     else:
         status = _run(task.entry, ["train"])
-    if status not in FINAL:
+    if status == ExitCode.RUN:
         _wait_until_settled(ledger)
-    elif rank == 0 or status != ExitCode.OK:
+    elif status in FINAL and (rank == 0 or status != ExitCode.OK):
         ray.get(ledger.settle.remote(status))
     if status not in (ExitCode.OK, ExitCode.INTERRUPTED):
         raise LaunchError(f"Rank {rank} ended with status {status}; its messages are above.")
@@ -152,7 +152,10 @@ def _lead(task: Task, ledger: Any) -> int:
                 ray.get(ledger.settle.remote(int(ExitCode.USAGE), reason))
                 return ExitCode.USAGE
         else:
-            runs = Path(tempfile.mkdtemp(prefix="vlacoach-ray-"))
+            # Of this name, so that what a group left that was killed here goes now.
+            runs = Path(tempfile.gettempdir()) / f"vlacoach-ray-{task.job.name}"
+            shutil.rmtree(runs, ignore_errors=True)
+            runs.mkdir(mode=0o700)
             stack.callback(shutil.rmtree, runs, ignore_errors=True)
             _restore(task, task.storage, runs)
         for path, text in task.job.files.items():
