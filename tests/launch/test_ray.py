@@ -12,7 +12,7 @@ import ray
 from vlacoach.cli.main import run_command
 from vlacoach.errors import ConfigError
 from vlacoach.launch.ray import RaySettings, _Heard, room, shortage, start
-from vlacoach.launch.ray_worker import Ledger, Task
+from vlacoach.launch.ray_worker import Ledger, Task, _lead
 from vlacoach.launch.supervising import Job
 
 
@@ -107,3 +107,21 @@ def test_the_run_of_a_task_is_found_by_its_name_or_folder(tmp_path):
         assert task(tmp_path, folder=mine.path.name).find(runs) == mine.path
         assert task(tmp_path, folder="gone").find(runs) is None
         assert task(tmp_path, job=Job([], name="run-000000")).find(Path(runs)) is None
+
+
+def test_a_node_that_does_not_have_the_folder_of_runs_says_so(tmp_path, monkeypatch):
+    settled = []
+
+    class Settle:
+        @staticmethod
+        def remote(*what):
+            settled.append(what)
+
+    class Told:
+        settle = Settle
+
+    monkeypatch.setattr(ray, "get", lambda answer: answer)
+    assert _lead(task(tmp_path, shared=str(tmp_path / "elsewhere")), Told) == 2
+    ((status, reason),) = settled
+    assert status == 2
+    assert reason.endswith(f"where the first rank is, does not have {tmp_path / 'runs'}.")

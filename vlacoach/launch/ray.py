@@ -6,6 +6,7 @@ Each worker runs the very command that was typed here. Nothing of the training i
 from __future__ import annotations
 
 import os
+import re
 import socket
 import sys
 import threading
@@ -37,6 +38,9 @@ MIRROR_SECONDS = 5.0
 PATIENCE = 20.0
 """Seconds without a group after which the user is told what it waits for, and then between two such messages."""
 
+GRACE = 20.0
+"""Seconds that a group has to end by itself once it is settled how."""
+
 REACH_SECONDS = 5.0
 """Within which a cluster's head has to answer."""
 
@@ -53,6 +57,8 @@ ENVIRONMENT = {
 
 CHATTER = ("(PlacementGroupCleaner ", "(PreemptionWatcher ", "(TrainController ")
 """Who of Ray's helpers is not passed on to the terminal."""
+
+COLORS = r"\x1b\[\d*m"
 
 Say = Callable[[str], None]
 
@@ -226,8 +232,8 @@ class _Watch:
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         self._ledger = ray.remote(Ledger).options(num_cpus=0, scheduling_strategy=here).remote()
         self._standing = Standing()
-        self._error: Exception | None = None
-        self._idle = 0.0
+        self._error: BaseException | None = None
+        self._idle = self._settled = 0.0
         self._since_copy = 0.0
         self._told = False
 
@@ -240,7 +246,8 @@ class _Watch:
         ) as stop:
             group.start()
             try:
-                while group.is_alive():
+                # Once it is settled, ranks that still wait for one that has ended need not be waited for.
+                while group.is_alive() and self._settled < GRACE:
                     group.join(LOOK_SECONDS)
                     self._look(stop.requested)
             except BaseException:
@@ -267,7 +274,7 @@ class _Watch:
         )
         try:
             trainer.fit()
-        except Exception as error:  # Whatever it is, _judge says it.
+        except (Exception, SystemExit) as error:  # Whatever it is, _judge says it; Ray exits threads that it leaves.
             self._error = error
 
     def _look(self, stop: bool) -> None:
@@ -280,6 +287,7 @@ class _Watch:
             self._narrate(before)
         except ray.exceptions.RayError as error:
             self._say(f"Ray does not answer, and is asked again: {_first_line(error)}")
+        self._settled += LOOK_SECONDS if self._standing.status is not None else 0.0
         self._since_copy += LOOK_SECONDS
         if self._since_copy >= MIRROR_SECONDS:
             self._since_copy = 0.0
@@ -345,7 +353,8 @@ class _Heard:
         *lines, self._line = (self._line + text).split("\n")
         for line in lines:
             if not line.startswith(CHATTER):
-                self._stream.write(f"{line}\n")
+                # Ray colors the counts of repeated lines, wherever they go.
+                self._stream.write(f"{line if self.isatty() else re.sub(COLORS, '', line)}\n")
         return len(text)
 
     def flush(self) -> None:

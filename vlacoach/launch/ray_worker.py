@@ -121,12 +121,12 @@ def work(given: dict[str, Any]) -> None:
         given: ``task``, a :class:`Task`, and ``ledger``, the actor.
 
     Raises:
-        LaunchError: The command failed; Ray Train starts the group again if it may.
+        LaunchError: The command failed in a way in which the next attempt may not.
     """
     task, ledger = given["task"], given["ledger"]
     rank = ray.train.get_context().get_world_rank()
     if ray.get(ledger.look.remote()).status is not None:
-        return  # A group that was started again because of how the one before it ended.
+        return  # A worker was lost after the end.
     os.environ.update(task.job.environment)
     if Path(task.here).is_dir():
         os.chdir(task.here)
@@ -135,12 +135,11 @@ def work(given: dict[str, Any]) -> None:
         status = _lead(task, ledger)
     else:
         status = _run(task.entry, ["train"])
-    if status == ExitCode.RUN:
-        _wait_until_settled(ledger)
-    elif status in FINAL and (rank == 0 or status != ExitCode.OK):
+    if status in FINAL and (rank == 0 or status != ExitCode.OK):
         ray.get(ledger.settle.remote(status))
-    if status not in (ExitCode.OK, ExitCode.INTERRUPTED):
-        raise LaunchError(f"Rank {rank} ended with status {status}; its messages are above.")
+    if status in FINAL or (status == ExitCode.RUN and _settled(ledger)):
+        return  # Not raised: Ray would start the group again.
+    raise LaunchError(f"Rank {rank} ended with status {status}; its messages are above.")
 
 
 def _lead(task: Task, ledger: Any) -> int:
@@ -182,11 +181,14 @@ def _run(entry: Entry, arguments: list[str]) -> int:
         return entry(arguments)
 
 
-def _wait_until_settled(ledger: Any) -> None:
-    """Ray ends the group as soon as one rank has failed: let the one that knows why say so first."""
+def _settled(ledger: Any) -> bool:
+    """Whether a rank that lost another lost it because that one has settled the matter; waits for it to say so."""
     end = time.monotonic() + SETTLE_SECONDS
-    while time.monotonic() < end and ray.get(ledger.look.remote()).status is None:
+    while time.monotonic() < end:
+        if ray.get(ledger.look.remote()).status is not None:
+            return True
         time.sleep(0.5)
+    return False
 
 
 class _Keeper:
