@@ -116,7 +116,7 @@ def test_a_cluster_that_is_too_small_is_said_to_be(address, tmp_path):
     asked = RaySettings(workers=3, gpus=0, address=address)
     with pytest.raises(KeyboardInterrupt):
         start(asked, task(tmp_path, ray_entry.FAILS_ONCE), said.append)
-    assert said[0].startswith("3 workers with 1 CPU each do not fit on the cluster's 2 nodes (1 CPU, 1 CPU)")
+    assert said[0].startswith("3 workers with 1 CPU each do not fit on the cluster's nodes (1 CPU; 1 CPU)")
     assert said[-1] == "Nothing had begun that could be gone on with."
 
 
@@ -126,3 +126,4 @@ def test_on_this_machine_alone_too_many_are_refused(tmp_path):
     asked = RaySettings(workers=100_000, gpus=0)
     with pytest.raises(ConfigError, match="100000 workers with 1 CPU each do not fit"):
         start(asked, task(tmp_path, ray_entry.FAILS_ONCE), print)
+    assert not (tmp_path / "runs").exists()

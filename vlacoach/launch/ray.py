@@ -114,9 +114,9 @@ def shortage(nodes: Sequence[Mapping[str, float]], settings: RaySettings) -> str
     if fit >= settings.workers:
         return None
     each = " and ".join(f"{amount:g} {what}" for what, amount in settings.needs.items())
-    have = ", ".join(" and ".join(f"{node.get(what, 0.0):g} {what}" for what in settings.needs) for node in nodes)
+    have = "; ".join(" and ".join(f"{node.get(what, 0.0):g} {what}" for what in settings.needs) for node in nodes)
     return (
-        f"{settings.workers} workers with {each} each do not fit on the cluster's {len(nodes)} nodes ({have}): "
+        f"{settings.workers} workers with {each} each do not fit on the cluster's nodes ({have}): "
         f"there is room for {fit}."
     )
 
@@ -137,28 +137,30 @@ def start(settings: RaySettings, task: Task, say: Say) -> int:
         LaunchError: Ray gave it up.
         KeyboardInterrupt: The user insisted.
     """
-    runs = Path(task.runs)
-    shared = runs / RAY_FOLDER / task.job.name
-    task = replace(task, shared=str(shared))
     storage = Storage(task.storage or task.runs)
-    try:
-        shared.mkdir(parents=True, exist_ok=True)
-        storage.filesystem.create_dir(f"{storage.root}/{RAY_FOLDER}/{task.job.name}", recursive=True)
-    except OSError as error:
-        raise ConfigError(
-            f"{storage.uri} cannot be written: {error}", "Is it there, and may you write to it?"
-        ) from error
-    mirror = None
     if task.storage is not None:
-        mirror = RunMirror(storage, runs, task.job.name, folder=task.folder or None)
+        _make(storage)
+    with _connected(settings.address) as nodes:
+        chosen = _chosen(settings, nodes, say)
+        task = replace(task, shared=str(Path(task.runs) / RAY_FOLDER / task.job.name))
+        mirror = None
+        if task.storage is not None:
+            mirror = RunMirror(storage, Path(task.runs), task.job.name, folder=task.folder or None)
+        both = (Storage(task.runs), storage)
+        try:
+            for place in both:
+                _make(place, f"/{RAY_FOLDER}/{task.job.name}")
+            return _Watch(chosen, task, storage, mirror, say).wait()
+        finally:
+            for place in both:
+                _tidy(place, task.job.name)
+
+
+def _make(storage: Storage, folder: str = "") -> None:
     try:
-        with _connected(settings.address) as nodes:
-            chosen = _chosen(settings, nodes, say)
-            status = _Watch(chosen, task, storage, mirror, say).wait()
-    finally:
-        for place in {task.runs, storage.uri}:
-            _tidy(Storage(place), task.job.name)
-    return status
+        storage.filesystem.create_dir(f"{storage.root}{folder}", recursive=True)
+    except OSError as error:
+        raise ConfigError(f"{storage.uri} cannot be written: {error}", "Is it there, and may you write it?") from error
 
 
 def _tidy(storage: Storage, name: str) -> None:
@@ -235,7 +237,7 @@ class _Watch:
         self._error: BaseException | None = None
         self._idle = self._settled = 0.0
         self._since_copy = 0.0
-        self._told = False
+        self._told = self._silent = False
 
     def wait(self) -> int:
         """Until it has ended; see :func:`start`."""
@@ -286,7 +288,9 @@ class _Watch:
                 raise KeyboardInterrupt
             self._narrate(before)
         except ray.exceptions.RayError as error:
-            self._say(f"Ray does not answer, and is asked again: {_first_line(error)}")
+            if not self._silent:
+                self._say(f"Ray does not answer, and is asked again: {_first_line(error)}")
+            self._silent = True
         self._settled += LOOK_SECONDS if self._standing.status is not None else 0.0
         self._since_copy += LOOK_SECONDS
         if self._since_copy >= MIRROR_SECONDS:

@@ -385,10 +385,7 @@ def read_comparisons(file: Path) -> dict[str, Comparison]:
 
 
 def read_train_result(run: Path) -> TrainResult:
-    """What a finished training left, with its files where they are now: a folder may have been copied.
-
-    Args:
-        run: The run's folder.
+    """What a finished training left in its folder, wherever that has been copied to.
 
     Raises:
         RunError: The results file is missing or damaged.
@@ -396,8 +393,7 @@ def read_train_result(run: Path) -> TrainResult:
     file = run / RESULTS_FILE
     try:
         data = json.loads(file.read_text(encoding="utf-8"))
-        before = Path(data["run"])
-        artifacts = {str(name): run / Path(path).relative_to(before) for name, path in data["artifacts"].items()}
+        artifacts = {str(name): run / Path(path).relative_to(data["run"]) for name, path in data["artifacts"].items()}
         return TrainResult(run, int(data["updates"]), float(data["seconds"]), read_comparisons(file), artifacts)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise RunError(f"{file} cannot be read: {type(error).__name__} {error}.") from error
