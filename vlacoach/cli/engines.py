@@ -34,8 +34,20 @@ REMOTE_FOLDER = "/tmp/vlacoach"
 SECRETS = ("HF_TOKEN",)
 TRACKER_SECRETS = {"wandb": "WANDB_API_KEY"}
 
-_OURS = ("engine", "gpu", "yes", "watch", "runs_dir")
-_THIS_MACHINE = ("VLACOACH_RUNS_DIR", "VLACOACH_CACHE")
+RAY_OPTIONS = (
+    "workers",
+    "gpus_per_worker",
+    "cpus_per_worker",
+    "placement",
+    "ray_address",
+    "storage",
+    "max_failures",
+)
+OURS = ("engine", "gpu", "yes", "watch", "runs_dir", *RAY_OPTIONS)
+"""Parameters that the far end has no use for."""
+
+HERE_ONLY = ("VLACOACH_RUNS_DIR", "VLACOACH_CACHE")
+"""Variables of the environment that hold for this machine alone."""
 
 
 @dataclass(frozen=True)
@@ -78,17 +90,25 @@ def started_elsewhere(context: typer.Context, request: Request) -> bool:
         LaunchError: The training could not be started there, or was given up.
         typer.Exit: It ended there with another status than 0, or goes on without this process.
     """
+    if request.engine is not EngineChoice.MODAL and (request.gpu is not None or request.yes):
+        option = "--yes" if request.gpu is None else "--gpu"
+        raise ConfigError(f"{option} is for a GPU that is rented.", "Add --engine modal.")
+    if request.engine is not EngineChoice.RAY:
+        for words in forwarded(context, without={*context.params} - {*RAY_OPTIONS}):
+            raise ConfigError(f"{words.partition('=')[0]} is for a Ray cluster.", "Add --engine ray.")
     if request.engine is EngineChoice.LOCAL:
-        if request.gpu is not None or request.yes:
-            option = "--yes" if request.gpu is None else "--gpu"
-            raise ConfigError(f"{option} is for a GPU that is rented.", "Add --engine modal.")
         return False
     if context.params["watch"]:
         raise ConfigError(
             f"--watch starts a local training, and --engine is {request.engine.value}.",
             "Leave --watch away, and say `vlacoach watch` in another terminal.",
         )
-    _at_modal(context, request)
+    if request.engine is EngineChoice.RAY:
+        from vlacoach.cli.ray_engine import at_ray
+
+        at_ray(context, request)
+    else:
+        _at_modal(context, request)
     return True
 
 
@@ -136,12 +156,12 @@ def make_job(context: typer.Context, resolved: ResolvedConfig, config: Path | No
     before = ["-q"] if verbosity(context).quiet else ["-v"] * verbosity(context).verbose
     where = f"--runs-dir={runs}"
     environment = {
-        name: value for name, value in os.environ.items() if name.startswith("VLACOACH_") and name not in _THIS_MACHINE
+        name: value for name, value in os.environ.items() if name.startswith("VLACOACH_") and name not in HERE_ONLY
     }
     if folder:
-        typed = forwarded(context, without=(*_OURS, "resume"))
+        typed = forwarded(context, without=(*OURS, "resume"))
         return Job([*before, "train", *typed, where, f"--resume={folder}"], environment=environment)
-    typed = forwarded(context, without=(*_OURS, "config", "name"))
+    typed = forwarded(context, without=(*OURS, "config", "name"))
     name = f"{resolved.config.name}-{secrets.token_hex(3)}"
     if len(name) > 64:
         raise ConfigError(

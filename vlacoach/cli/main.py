@@ -89,6 +89,22 @@ def _global_options(
     logging.basicConfig(level=level, format="%(message)s", handlers=[handler], force=True)
 
 
+def run_command(arguments: list[str]) -> int:
+    """Run a command line in this process.
+
+    Args:
+        arguments: All words after ``vlacoach``.
+
+    Returns:
+        Its exit status.
+    """
+    try:
+        app(args=arguments, prog_name="vlacoach")
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else ExitCode.OK if end.code is None else ExitCode.FAILURE
+    return ExitCode.OK
+
+
 def main() -> None:
     """Run the command line and exit with its status."""
     app(args=sys.argv[1:], prog_name="vlacoach")

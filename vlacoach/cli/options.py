@@ -27,7 +27,15 @@ class EngineChoice(str, Enum):
     """What starts a training."""
 
     LOCAL = "local"
+    RAY = "ray"
     MODAL = "modal"
+
+
+class Placement(str, Enum):
+    """How Ray lays workers out on nodes."""
+
+    PACK = "pack"
+    SPREAD = "spread"
 
 
 class QuantizeChoice(str, Enum):
@@ -103,7 +111,55 @@ UnnormKey = Annotated[
 
 Engine = Annotated[
     EngineChoice,
-    typer.Option("--engine", help="local: this machine. modal: a GPU rented from modal.com.", rich_help_panel=ENGINE),
+    typer.Option(
+        "--engine",
+        help="local: this process. ray: workers of a Ray cluster. modal: a GPU rented from modal.com.",
+        rich_help_panel=ENGINE,
+    ),
+]
+Workers = Annotated[
+    int | None,
+    typer.Option("--workers", min=1, help="Ray: processes that train together.", rich_help_panel=ENGINE),
+]
+GpusPerWorker = Annotated[
+    int | None,
+    typer.Option(
+        "--gpus-per-worker",
+        min=0,
+        help="Ray: GPUs of each worker; 1 if left out and any node has one.",
+        rich_help_panel=ENGINE,
+    ),
+]
+CpusPerWorker = Annotated[
+    int | None,
+    typer.Option("--cpus-per-worker", min=1, help="Ray: cores set aside for each worker.", rich_help_panel=ENGINE),
+]
+RayAddress = Annotated[
+    str | None,
+    typer.Option(
+        "--ray-address",
+        envvar="RAY_ADDRESS",
+        metavar="HOST:PORT",
+        help="Ray: head of the cluster, or auto for the one of this machine; left out, one is started here.",
+        rich_help_panel=ENGINE,
+    ),
+]
+StoragePlace = Annotated[
+    str | None,
+    typer.Option(
+        "--storage",
+        metavar="PATH_OR_URI",
+        help="Ray: place that all nodes reach, such as s3://bucket/runs, if they do not share --runs-dir.",
+        rich_help_panel=ENGINE,
+    ),
+]
+MaxFailures = Annotated[
+    int | None,
+    typer.Option("--max-failures", min=0, help="Ray: times that lost workers are replaced.", rich_help_panel=ENGINE),
+]
+PlacementOption = Annotated[
+    Placement | None,
+    typer.Option("--placement", help="Ray: workers on few nodes (pack) or many (spread).", rich_help_panel=ENGINE),
 ]
 RentedGpu = Annotated[
     str | None,

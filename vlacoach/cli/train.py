@@ -20,16 +20,23 @@ from vlacoach.cli.options import (
     DEFAULT_RUNS_DIR,
     OUTPUT,
     ConfigFile,
+    CpusPerWorker,
     Engine,
     EngineChoice,
+    GpusPerWorker,
     Head,
     Json,
+    MaxFailures,
+    PlacementOption,
     Quantize,
+    RayAddress,
     RentedGpu,
     RunsDir,
     Seed,
     Sets,
+    StoragePlace,
     UnnormKey,
+    Workers,
     Yes,
 )
 from vlacoach.errors import ConfigError
@@ -102,6 +109,13 @@ def train_command(
     quantize: Quantize = None,
     unnorm_key: UnnormKey = None,
     engine: Engine = EngineChoice.LOCAL,
+    workers: Workers = None,
+    gpus_per_worker: GpusPerWorker = None,
+    cpus_per_worker: CpusPerWorker = None,
+    placement: PlacementOption = None,
+    ray_address: RayAddress = None,
+    storage: StoragePlace = None,
+    max_failures: MaxFailures = None,
     gpu: RentedGpu = None,
     yes: Yes = False,
     config: ConfigFile = None,
@@ -130,6 +144,8 @@ def train_command(
       vlacoach train --resume latest --updates 80
 
       vlacoach train --watch
+
+      vlacoach train --engine ray --workers 8 --gpus-per-worker 1
 
       vlacoach train --engine modal --gpu A10G --minutes 60
     """  # fmt: skip
@@ -172,7 +188,7 @@ def train_command(
         if restarted := restarted_run(runs_dir):
             resume, config, sets, flags = str(restarted), None, None, []
         result = _train(resume, runs_dir, config, sets or (), flags, verbosity(context).quiet)
-    _show(result, as_json)
+    show_result(result, as_json)
 
 
 def _train(
@@ -252,7 +268,8 @@ def _resume(
     return folder, resolved
 
 
-def _show(result: TrainResult, as_json: bool) -> None:
+def show_result(result: TrainResult, as_json: bool) -> None:
+    """Print what a training found, as tables or as one JSON document."""
     if as_json:
         show_json(result.to_json())
         return

@@ -122,6 +122,16 @@ class CheckpointStore:
             best = max(scores, key=lambda path: (scores[path], path.name))
             replace_link(self.folder / BEST_LINK, best.name)
 
+    def relink(self) -> None:
+        """Point ``last`` and ``best`` at what is there, as after a copy from where there are no links.
+
+        Raises:
+            RunError: The folder is not writable.
+        """
+        if paths := self.entries():
+            replace_link(self.folder / LAST_LINK, paths[-1].name)
+            self._choose_best()
+
     def _prune(self) -> None:
         kept = {path.name for path in self.entries()[-self.keep :]}
         for link in (LAST_LINK, BEST_LINK):

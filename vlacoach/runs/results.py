@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vlacoach.errors import RunError
-from vlacoach.runs.constants import SCHEMA_VERSION
+from vlacoach.runs.constants import RESULTS_FILE, SCHEMA_VERSION
 from vlacoach.runs.files import plain, replace_text
 from vlacoach.runs.statistics import (
     ClusteredDifference,
@@ -382,3 +382,18 @@ def read_comparisons(file: Path) -> dict[str, Comparison]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise RunError(f"{file} cannot be read: {type(error).__name__} {error}.") from error
     return {split: compare(before, after) for split, (before, after) in pairs.items()}
+
+
+def read_train_result(run: Path) -> TrainResult:
+    """What a finished training left in its folder, wherever that has been copied to.
+
+    Raises:
+        RunError: The results file is missing or damaged.
+    """
+    file = run / RESULTS_FILE
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+        artifacts = {str(name): run / Path(path).relative_to(data["run"]) for name, path in data["artifacts"].items()}
+        return TrainResult(run, int(data["updates"]), float(data["seconds"]), read_comparisons(file), artifacts)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RunError(f"{file} cannot be read: {type(error).__name__} {error}.") from error
