@@ -69,10 +69,10 @@ def job(*words, file=None, folder="", verbosity=None):
     ],
 )
 def test_options_are_passed_on_as_they_were_typed(typed, passed):
-    assert forwarded(parsed(*typed), engines._OURS) == passed
+    assert forwarded(parsed(*typed), engines.OURS) == passed
     again = parsed(*passed).params
-    assert {name: value for name, value in parsed(*typed).params.items() if name not in engines._OURS} == {
-        name: value for name, value in again.items() if name not in engines._OURS
+    assert {name: value for name, value in parsed(*typed).params.items() if name not in engines.OURS} == {
+        name: value for name, value in again.items() if name not in engines.OURS
     }
 
 

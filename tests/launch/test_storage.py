@@ -44,7 +44,7 @@ def test_a_run_goes_there_and_back_whole(run, storage, tmp_path):
     assert storage.push(run.path) > 0
     assert b"".join(storage.read_file(f"{run.path.name}/checkpoints/000000/adapter/weights")) == b"w0"
     mirror = RunMirror(storage, tmp_path / "runs", "grpo-a1b2c3")
-    mirror.sync(checkpoints=True)
+    mirror.sync(last=True)
     copy = RunFolder.open("latest", tmp_path / "runs")
     assert copy.metrics() == run.metrics()
     assert copy.config() == run.config()

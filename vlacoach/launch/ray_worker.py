@@ -170,7 +170,7 @@ def _restore(task: Task, storage: str, runs: Path) -> None:
     mirror = RunMirror(
         Storage(storage, without=(names.VIDEOS_FOLDER,)), runs, task.job.name, folder=task.folder or None
     )
-    mirror.sync(checkpoints=True)
+    mirror.sync(last=True)
     if mirror.path is not None:
         CheckpointStore(mirror.path / names.CHECKPOINTS_FOLDER).relink()
 
