@@ -2,8 +2,9 @@
 
     python benchmarks/scale.py --turns 3
 
-Both sides train the built-in policy on LIBERO on the same prompts, in turns; a side's first update, in which scenes are
-read and kernels chosen, is left out. Bytes are those that a rank hands to the transport, over all ranks.
+Both sides train the built-in policy on LIBERO on the same prompts, in turns, and share the cores out among torch's
+threads; a side's first update, in which scenes are read and kernels chosen, is left out. Bytes
+are those that a rank hands to the transport, over all ranks.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def train(ranks: int, workers: int, arguments: argparse.Namespace) -> Figures:
         command = [sys.executable, *launcher, "-m", "vlacoach", "-q", "train", "--reward", arguments.reward]
         command += ["--updates", str(arguments.updates), "--runs-dir", runs]
         command += [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // ranks))}
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=environment)
         run = RunFolder.open("latest", runs)
         adapter = run.checkpoints.last() / "adapter" / "adapter_model.safetensors"

@@ -105,7 +105,7 @@ def hang(ranks: Ranks) -> dict[str, Any]:
     ranks.set_limit(1.5)
     ranks.enter("rollout of update 7")
     if ranks.rank == 1:
-        time.sleep(8)
+        time.sleep(5)
         return {}
     ranks.enter("reward of update 7")
     return failure(ranks)

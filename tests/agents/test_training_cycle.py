@@ -254,7 +254,7 @@ def test_an_interrupted_run_saves_ends_with_130_and_goes_on(whole: dict[str, Any
     assert_same_run(whole, house.resume("interrupted"))
 
 
-@pytest.mark.parametrize("reward", ["siglip", "success"])
+@pytest.mark.parametrize("reward", [pytest.param("siglip", marks=pytest.mark.slow), "success"])
 def test_the_shipped_scorers_run_on_the_simulator(reward: str, house: House):
     more = ("--set", "evaluation.trials=1", "--set", "evaluation.train_states=false")
     done = house.invoke(*house.arguments(reward, *more, "--json", reward=reward, updates=1))

@@ -98,6 +98,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_a_machine_that_sleeps_longer_than_a_worker_may_take_loses_no_world(tmp_path):
     (tmp_path / "program.py").write_text(PROGRAM)
     package = os.path.dirname(os.path.dirname(vlacoach.__file__))

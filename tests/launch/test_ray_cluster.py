@@ -42,6 +42,7 @@ def settings(address):
     return RaySettings(workers=2, gpus=0, address=address, max_failures=2)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_a_group_that_failed_goes_on_from_what_is_stored(address, tmp_path, capfd):
     storage = tmp_path / "storage"

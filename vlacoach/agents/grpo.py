@@ -44,8 +44,8 @@ from vlacoach.agents.optimizer_step import optimizer_step
 from vlacoach.agents.prompts import PromptSampler
 from vlacoach.agents.ranks import Ranks
 from vlacoach.agents.recording import RolloutPictures
-from vlacoach.agents.rollout import ChunkEnvs, Job, collect
-from vlacoach.agents.seeding import Stream, derived_seed, numpy_generator, torch_generator
+from vlacoach.agents.rollout import ChunkEnvs, collect, group_jobs
+from vlacoach.agents.seeding import Stream, derived_seed, numpy_generator
 from vlacoach.agents.sharing import (
     Outcomes,
     SharedBatch,
@@ -184,9 +184,7 @@ class GRPOAgent:
             stats = self.improve([trajectories[i] for i in kept], advantage[kept])
             require_same_weights(self.parameters, self.ranks)
         self.update += 1
-        details = self.scorer.last_details
-        distance = None if details is None else details.distance
-        outcomes = Outcomes.of(trajectories, reward, kept, distance).gathered(self.ranks)
+        outcomes = Outcomes.of(trajectories, reward, kept, self.scorer.last_details).gathered(self.ranks)
         metrics = {**rollout_metrics(outcomes), **fit, **stats}
         metrics |= {names.TIME_PREFIX + stage: seconds for stage, seconds in self._seconds.items()}
         metrics[names.TIME_TOTAL] = sum(self._seconds.values())
@@ -200,16 +198,7 @@ class GRPOAgent:
         """Play ``group_size`` episodes of each of the next prompts; with several ranks, this one's share of them."""
         grpo = self.config.grpo
         prompts = self.prompts.draw(self.update * grpo.prompts, grpo.prompts)
-        jobs = [
-            Job(
-                slot=group * grpo.group_size + sample,
-                group=group,
-                prompt=prompt,
-                generator=torch_generator(self.config.seed, Stream.ROLLOUT, self.update, group, sample),
-            )
-            for group, prompt in ((number, prompts[number]) for number in self.ranks.mine(len(prompts)))
-            for sample in range(grpo.group_size)
-        ]
+        jobs = group_jobs(prompts, self.ranks.mine(len(prompts)), grpo.group_size, self.config.seed, self.update)
         self.reporter.stage(names.STAGE_ROLLOUT, len(jobs))
         won = played = 0
 

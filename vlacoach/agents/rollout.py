@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from vlacoach.agents.objectives import require_finite
 from vlacoach.agents.prompts import Prompt
+from vlacoach.agents.seeding import Stream, torch_generator
 from vlacoach.errors import ConfigError
 from vlacoach.policies.policy import VLAPolicy
 from vlacoach.rewards.siglip import average_patches
@@ -106,6 +107,28 @@ class _Episode:
             valid=valid,
             frames=torch.stack(frames) if frames else None,
         )
+
+
+def group_jobs(prompts: Sequence[Prompt], groups: Iterable[int], group_size: int, seed: int, update: int) -> list[Job]:
+    """The episodes of some groups of an update, each with random numbers of its own, whoever plays them.
+
+    Args:
+        prompts: Of all groups of the update.
+        groups: Which of them.
+        group_size: Episodes of a prompt.
+        seed: The run's.
+        update: Number of the update.
+    """
+    return [
+        Job(
+            slot=group * group_size + sample,
+            group=group,
+            prompt=prompts[group],
+            generator=torch_generator(seed, Stream.ROLLOUT, update, group, sample),
+        )
+        for group in groups
+        for sample in range(group_size)
+    ]
 
 
 def collect(

@@ -16,6 +16,7 @@ from vlacoach.agents.ranks import Ranks
 from vlacoach.errors import ConfigError, RankError
 from vlacoach.rewards.bank import checked_reference
 from vlacoach.rewards.scorers import Scorer
+from vlacoach.rewards.self_referential import SelfReferentialDetails
 from vlacoach.rewards.siglip import look_features
 from vlacoach.rewards.trajectory import RecomputedFeatures, Trajectory
 
@@ -94,7 +95,7 @@ class Outcomes:
         trajectories: Sequence[Trajectory],
         reward: npt.NDArray[np.float64],
         kept: Sequence[int],
-        distance: npt.NDArray[np.float64] | None = None,
+        details: SelfReferentialDetails | None = None,
     ) -> Outcomes:
         """Those of trajectories.
 
@@ -102,7 +103,7 @@ class Outcomes:
             trajectories: B episodes.
             reward: (B,) scores.
             kept: Rows that are learned from.
-            distance: (B,) to the successes; None for none.
+            details: Has the distances to the successes; None for none.
         """
         whole = ("task", "init_state", "group", "slot", "length")
         columns: dict[str, npt.NDArray[Any]] = {
@@ -112,7 +113,7 @@ class Outcomes:
             columns[key] = np.array([getattr(one, key) for one in trajectories], dtype=np.bool_)
         columns["kept"] = np.isin(np.arange(len(trajectories)), kept)
         columns["reward"] = np.asarray(reward, dtype=np.float64)
-        columns["distance"] = np.full(len(trajectories), np.nan) if distance is None else distance
+        columns["distance"] = np.full(len(trajectories), np.nan) if details is None else details.distance
         return cls(columns)
 
     def gathered(self, ranks: Ranks) -> Outcomes:

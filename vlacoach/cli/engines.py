@@ -46,9 +46,6 @@ RAY_OPTIONS = (
 OURS = ("engine", "gpu", "yes", "watch", "runs_dir", *RAY_OPTIONS)
 """Parameters that the far end has no use for."""
 
-HERE_ONLY = ("VLACOACH_RUNS_DIR", "VLACOACH_CACHE")
-"""Variables of the environment that hold for this machine alone."""
-
 
 @dataclass(frozen=True)
 class Request:
@@ -135,6 +132,13 @@ def forwarded(context: typer.Context, without: Collection[str] = ()) -> list[str
     return words
 
 
+def traveling_settings() -> dict[str, str]:
+    """Environment variables that set the configuration, for the far end; others hold for this machine alone."""
+    from vlacoach.runs.resolve import ENV_PREFIX
+
+    return {name: value for name, value in os.environ.items() if name.startswith(ENV_PREFIX) and "__" in name}
+
+
 def make_job(context: typer.Context, resolved: ResolvedConfig, config: Path | None, runs: str, folder: str) -> Job:
     """The command for the far end.
 
@@ -155,9 +159,7 @@ def make_job(context: typer.Context, resolved: ResolvedConfig, config: Path | No
 
     before = ["-q"] if verbosity(context).quiet else ["-v"] * verbosity(context).verbose
     where = f"--runs-dir={runs}"
-    environment = {
-        name: value for name, value in os.environ.items() if name.startswith("VLACOACH_") and name not in HERE_ONLY
-    }
+    environment = traveling_settings()
     if folder:
         typed = forwarded(context, without=(*OURS, "resume"))
         return Job([*before, "train", *typed, where, f"--resume={folder}"], environment=environment)

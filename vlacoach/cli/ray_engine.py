@@ -107,7 +107,7 @@ def make_task(context: typer.Context, request: Request, resolved: ResolvedConfig
     Raises:
         ConfigError: The run's name is too long.
     """
-    from vlacoach.cli.engines import HERE_ONLY, OURS, forwarded
+    from vlacoach.cli.engines import OURS, forwarded, traveling_settings
     from vlacoach.cli.main import run_command
     from vlacoach.launch.ray_worker import Task
     from vlacoach.launch.supervising import Job
@@ -118,9 +118,7 @@ def make_task(context: typer.Context, request: Request, resolved: ResolvedConfig
     cpus = context.params["cpus_per_worker"]
     if cpus is not None and resolved.origins["env.workers"] == DEFAULT_ORIGIN:
         typed.append(f"--set=env.workers={cpus}")
-    environment = {
-        name: value for name, value in os.environ.items() if name.startswith("VLACOACH_") and name not in HERE_ONLY
-    }
+    environment = traveling_settings()
     name = f"{resolved.config.name}-{secrets.token_hex(3)}"
     if len(name) > 64:
         raise ConfigError(
