@@ -134,9 +134,9 @@ def forwarded(context: typer.Context, without: Collection[str] = ()) -> list[str
 
 def traveling_settings() -> dict[str, str]:
     """Environment variables that set the configuration, for the far end; others hold for this machine alone."""
-    from vlacoach.runs.resolve import ENV_PREFIX
+    from vlacoach.runs.resolve import environment_key
 
-    return {name: value for name, value in os.environ.items() if name.startswith(ENV_PREFIX) and "__" in name}
+    return {name: value for name, value in os.environ.items() if environment_key(name) is not None}
 
 
 def make_job(context: typer.Context, resolved: ResolvedConfig, config: Path | None, runs: str, folder: str) -> Job:

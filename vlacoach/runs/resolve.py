@@ -153,7 +153,7 @@ def resolve_config(
             raise ConfigError(f"--set {assignment!r} has no value.", "Write --set section.key=value.")
         layers.set(key.strip(), parse_yaml(text, f"--set {key.strip()}"), f"--set {assignment}")
     for variable, text in sorted((os.environ if environ is None else environ).items()):
-        variable_key = _environment_key(variable)
+        variable_key = environment_key(variable)
         if variable_key is not None:
             layers.set(variable_key, parse_yaml(text, variable), f"environment {variable}")
     for flag in flags:
@@ -163,7 +163,8 @@ def resolve_config(
     return ResolvedConfig(config, {key: layers.origin(key) or DEFAULT_ORIGIN for key in config_keys()})
 
 
-def _environment_key(variable: str) -> str | None:
+def environment_key(variable: str) -> str | None:
+    """The dotted key that an environment variable sets, known or not; None for one that sets none."""
     if not variable.startswith(ENV_PREFIX):
         return None
     name = variable[len(ENV_PREFIX) :].lower()
