@@ -24,7 +24,8 @@ import torch.distributed as dist
 from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 from torch import Tensor
-from torch.distributed import Store, TCPStore  # type: ignore[attr-defined]
+from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
+from torch.distributed.rendezvous import rendezvous
 
 from vlacoach.errors import RankError
 from vlacoach.rewards.peers import Columns, Peers
@@ -289,7 +290,13 @@ def join_ranks(limit: float = DEFAULT_LIMIT) -> Ranks:
         torch.cuda.set_device(device)  # What "cuda" without a number means from here on.
     try:
         if not dist.is_initialized():
-            dist.init_process_group("cpu:gloo,cuda:nccl" if _own_gpu() else "gloo", timeout=patience)
+            store, rank, _ = next(rendezvous("env://", timeout=patience))
+            # torchrun's store outlives the processes: what those of an attempt before this one left there must not be
+            # taken for addresses.
+            attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+            backend = "cpu:gloo,cuda:nccl" if _own_gpu() else "gloo"
+            own = PrefixStore(f"vlacoach/{attempt}", store)
+            dist.init_process_group(backend, store=own, rank=rank, world_size=size, timeout=patience)
         return RankGroup(dist.get_rank(), size, _make_store(patience), limit)
     except RuntimeError as error:
         raise RankError(
