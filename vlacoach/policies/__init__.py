@@ -6,6 +6,7 @@ Importing this package does not load torch; the names below load what they need.
 from __future__ import annotations
 
 import logging
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,12 @@ __all__ = ["ActionSample", "OpenVLAOptions", "VLAPolicy", "action_log_prob", "lo
 # every product, that LLM.int8() computes in float16.
 for _name in ("bitsandbytes.backends.cpu.ops", "bitsandbytes.autograd._functions"):
     logging.getLogger(_name).setLevel(logging.ERROR)
+
+# On a CPU, PyTorch and oneDNN each keep the kernels that they compiled for the last 1,024 shapes. Every update has
+# mini-batches of lengths that no other had, so that these caches grow for hours, by 0.5 GB; 128 hold the shapes that do
+# come again. Both are read at the first product, and whoever has set them decides.
+for _name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+    os.environ.setdefault(_name, "128")
 
 _LAZY = {
     "ActionSample": "vlacoach.policies.sampling",
