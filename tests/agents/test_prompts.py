@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import product
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vlacoach.agents.evaluation import evaluation_plan
 from vlacoach.agents.prompts import Prompt, PromptSampler
 from vlacoach.errors import ConfigError
 
@@ -55,6 +57,19 @@ def test_tasks_take_turns(count: int):
 def test_nothing_to_train_on_is_an_error(tasks: list[int], states: list[int]):
     with pytest.raises(ConfigError, match="no task or no initial state"):
         PromptSampler(tasks, states, seed=0)
+
+
+@pytest.mark.parametrize("state", [-2, 50, 999])
+def test_states_that_do_not_exist_are_refused_before_anything_is_played(state: int):
+    with pytest.raises(ConfigError, match=f"no initial state {state}"):
+        PromptSampler([1], [0, state], seed=0)
+    with pytest.raises(ConfigError, match=f"no initial state {state}"):
+        evaluation_plan([1], [0, state], trials=2)
+
+
+def test_fresh_states_are_dealt_like_others():
+    dealt = PromptSampler([0, 1], range(1000, 1003), seed=3).draw(0, 6)
+    assert {(prompt.task, prompt.init_state) for prompt in dealt} == set(product((0, 1), (1000, 1001, 1002)))
 
 
 def test_states_that_are_held_out_are_never_dealt_however_often_they_are_dealt_anew():

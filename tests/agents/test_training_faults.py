@@ -71,13 +71,15 @@ def test_a_signal_before_anything_began_ends_with_130_and_leaves_no_folder(house
     assert [path for path in list_runs(house.folder / "early") if not (path / "checkpoints").exists()] == []
 
 
-def test_a_trainer_that_is_stopped_for_a_while_goes_on_as_if_nothing_had_been(house: House):
-    trainer = in_stage(house, "suspended", "rollout")
+@pytest.mark.parametrize("seconds", [2, pytest.param(60, marks=pytest.mark.slow)])
+def test_a_trainer_that_is_stopped_for_a_while_goes_on_as_if_nothing_had_been(seconds: int, house: House):
+    runs = f"suspended_{seconds}"
+    trainer = in_stage(house, runs, "rollout")
     trainer.signal(signal.SIGSTOP)
-    time.sleep(2.0)
+    time.sleep(seconds)
     trainer.signal(signal.SIGCONT)
     assert trainer.wait() == 0, trainer.output
-    assert outcome(house.run("suspended")) == house.whole
+    assert outcome(house.run(runs)) == house.whole
 
 
 def test_a_clock_that_runs_backward_changes_no_number_and_no_duration_is_negative(house: House):

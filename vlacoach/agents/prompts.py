@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from vlacoach.agents.seeding import Stream, numpy_generator
+from vlacoach.envs.suites import check_init_state
 from vlacoach.errors import ConfigError
 from vlacoach.runs.indices import format_indices
 
@@ -16,11 +17,14 @@ class Prompt:
 
     Attributes:
         task: Index of the task in the suite.
-        init_state: Index of the official initial state, 0 to 49.
+        init_state: Index of the initial state: 0 to 49 for official ones, 1000 and up for fresh ones.
     """
 
     task: int
     init_state: int
+
+    def __post_init__(self) -> None:
+        check_init_state(self.init_state)
 
 
 class PromptSampler:
@@ -37,12 +41,14 @@ class PromptSampler:
         held_out: Initial states that are measured on, and so must not be dealt.
 
     Raises:
-        ConfigError: There is nothing to deal, or a state is held out.
+        ConfigError: There is nothing to deal, or a state does not exist or is held out.
     """
 
     def __init__(self, tasks: Sequence[int], states: Sequence[int], seed: int, held_out: Collection[int] = ()) -> None:
         if not tasks or not states:
             raise ConfigError("There is no task or no initial state to train on.", "Give at least one of each.")
+        for state in states:
+            check_init_state(state)
         if shared := set(states) & set(held_out):
             raise ConfigError(
                 f"Training would use the initial states {format_indices(shared)} of its evaluation.",

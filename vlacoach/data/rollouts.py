@@ -32,7 +32,7 @@ class RecordedEpisode:
     Attributes:
         suite: Name of the suite.
         task: Index of the task.
-        init_state: Index of the official initial state.
+        init_state: Index of the initial state: 0 to 49 for official ones, 1000 and up for fresh ones.
         instruction: What the robot was told.
         source: Who acted: ``"policy"``, ``"expert"``, ``"noisy-expert"``, ``"near-miss"``, or ``"gross-failure"``.
         success: Whether the goal was reached.

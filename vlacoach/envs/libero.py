@@ -92,7 +92,8 @@ class LiberoEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
         Args:
             seed: Seeds the choice of task and initial state, and the perturbations of this and the following episodes.
             options: ``task`` and ``init_state`` choose them; each is drawn uniformly where absent. An ``init_state`` of
-                -1 is none of the fifty official ones but a fresh one, drawn from the task's regions.
+                -1 is none of the fifty official ones but a fresh one, drawn from the task's regions; 1000 and up is
+                the fresh one of that number.
                 ``perturbations`` takes the place of the environment's own for this episode, and ``perturbation_seed``
                 that of ``seed`` in drawing them.
         """

@@ -125,7 +125,7 @@ def assets_folder() -> Path:
         ) from error
 
 
-def control_env(bddl_file: str, seed: int) -> Any:
+def control_env(bddl_file: str, seed: int, arm_noise: bool = False) -> Any:
     """LIBERO's ``ControlEnv`` for one BDDL file: no cameras, no renderer, reset once.
 
     Fixtures (cabinet, stove, rack) are not part of LIBERO's initial states; they are placed by NumPy's global
@@ -135,6 +135,7 @@ def control_env(bddl_file: str, seed: int) -> Any:
     Args:
         bddl_file: Path of the task's BDDL file.
         seed: Seed of the fixture placement; LIBERO's evaluation scripts use 0.
+        arm_noise: Whether resets vary the arm's joints, as robosuite does unless asked not to (0.02 rad).
     """
     _answer_the_dataset_prompt()
     with quiet():
@@ -146,6 +147,7 @@ def control_env(bddl_file: str, seed: int) -> Any:
             has_offscreen_renderer=False,
             ignore_done=True,
             hard_reset=False,
+            initialization_noise="default" if arm_noise else None,
         )
     reset(env, seed)
     return env

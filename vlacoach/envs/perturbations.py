@@ -133,7 +133,7 @@ class PerturbedEpisode:
         perturbations: At most one of each axis.
         seed: Chosen by whoever plays the episode.
         task: Index of the task.
-        init_state: Index of the initial state, or -1 for a fresh one.
+        init_state: Index of the initial state, or -1 for a fresh one that ``state_seed`` decides.
         state_seed: Seed of a fresh state.
     """
 

@@ -25,7 +25,7 @@ from vlacoach.envs.rendering import Renderer
 from vlacoach.envs.scene import HomePose, Scene, scene_key
 from vlacoach.envs.scene_cache import get_scene
 from vlacoach.envs.sensor_noise import disturb_picture, disturb_state
-from vlacoach.envs.suites import FRESH_STATE, NUM_INITIAL_STATES, Suite, Task, get_suite
+from vlacoach.envs.suites import FIRST_FRESH_STATE, FRESH_STATE, Suite, Task, check_init_state, get_suite
 from vlacoach.errors import ConfigError, SimulatorError
 from vlacoach.profiles import RenderProfile
 
@@ -196,9 +196,10 @@ class Simulator:
         Args:
             world: Index of the world.
             task: Index of the task in the suite.
-            init_state: 0 to 49 for the official ones, -1 for a fresh one. The first fresh one of a task takes seconds.
+            init_state: 0 to 49 for the official ones, -1 for a fresh one, 1000 and up for the fresh one of that number.
+                The first fresh one of a scene takes seconds.
             settle_steps: Control steps of doing nothing with the gripper open.
-            state_seed: Decides the fresh state, 0 to 2**32 - 1.
+            state_seed: Decides the fresh state where ``init_state`` is -1, 0 to 2**32 - 1.
             episode: How the episode is perturbed; None for not at all. No other world is.
 
         Raises:
@@ -263,18 +264,18 @@ class Simulator:
 
     def _initial_state(self, task: Task, init_state: int, state_seed: int) -> NDArray[np.float64]:
         if init_state == FRESH_STATE:
-            key = self._key(task)
-            if key not in self._fresh:
-                self._fresh[key] = FreshStates(task, self._scene(task), self._seed)
-            return self._fresh[key].sample(state_seed)
-        states = self.suite.initial_states(task.index)
-        if not 0 <= init_state < len(states):
-            raise ConfigError(
-                f"Task {task.index} of {self.suite.name} has no initial state {init_state}.",
-                f"Initial states are 0 to {NUM_INITIAL_STATES - 1}, or {FRESH_STATE} for a fresh one.",
-            )
-        state: NDArray[np.float64] = states[init_state]
+            return self._fresh_states(task).sample(state_seed)
+        if init_state >= FIRST_FRESH_STATE:
+            return self._fresh_states(task).numbered(init_state)
+        check_init_state(init_state)
+        state: NDArray[np.float64] = self.suite.initial_states(task.index)[init_state]
         return state
+
+    def _fresh_states(self, task: Task) -> FreshStates:
+        key = self._key(task)
+        if key not in self._fresh:
+            self._fresh[key] = FreshStates(task, self._scene(task), self._seed)
+        return self._fresh[key]
 
     def step(self, world: int, action: ArrayLike) -> bool:
         """One control step of 50 ms.

@@ -17,7 +17,17 @@ from vlacoach.envs import libero_package
 from vlacoach.envs.suite_scan import NUM_INITIAL_STATES, STANDARD_SUITES, LazyMapping, derived_suites
 from vlacoach.errors import ConfigError, SimulatorError, UnknownNameError
 
-__all__ = ["FRESH_STATE", "NUM_INITIAL_STATES", "STANDARD_SUITES", "SUITES", "Suite", "Task", "get_suite"]
+__all__ = [
+    "FIRST_FRESH_STATE",
+    "FRESH_STATE",
+    "NUM_INITIAL_STATES",
+    "STANDARD_SUITES",
+    "SUITES",
+    "Suite",
+    "Task",
+    "check_init_state",
+    "get_suite",
+]
 
 
 def _complete() -> dict[str, int]:
@@ -29,7 +39,24 @@ SUITES: Mapping[str, int] = LazyMapping(_complete)
 """Step limit of each suite that the installed package has in full: LIBERO's own, and those that LIBERO-PRO derives."""
 
 FRESH_STATE = -1
-"""Instead of the index of an official state: draw one from the task's regions, as LIBERO draws them."""
+"""Instead of the index of an official state: draw one from the task's regions, as LIBERO drew the official ones."""
+
+FIRST_FRESH_STATE = 1000
+"""From here on, an index names a fresh state that is always the same one: what this number seeds. A gap divides them
+from the official ones, so that a range that runs one too far is noticed."""
+
+
+def check_init_state(init_state: int) -> None:
+    """Refuse an index that names no initial state.
+
+    Raises:
+        ConfigError: It lies between the official and the fresh ones, or below both.
+    """
+    if init_state != FRESH_STATE and not (0 <= init_state < NUM_INITIAL_STATES or init_state >= FIRST_FRESH_STATE):
+        raise ConfigError(
+            f"There is no initial state {init_state}.",
+            f"The official ones are 0 to {NUM_INITIAL_STATES - 1}; fresh ones begin at {FIRST_FRESH_STATE}.",
+        )
 
 
 @dataclass(frozen=True)

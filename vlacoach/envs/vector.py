@@ -157,7 +157,8 @@ class LiberoVectorEnv(gymnasium.vector.VectorEnv[dict[str, Any], NDArray[np.floa
                 episodes (an integer; of a list, the first).
             options: ``task`` and ``init_state``, each an integer or an array (N,), choose them; where absent they
                 are drawn. An ``init_state`` of -1 is none of the fifty official ones but a fresh one, drawn from the
-                task's regions. ``reset_mask``, bool (N,), limits the reset to some worlds; their rows alone are used.
+                task's regions; 1000 and up is the fresh one of that number. ``reset_mask``, bool (N,), limits the
+                reset to some worlds; their rows alone are used.
                 ``perturbations`` takes the place of the environment's own in the episodes that are started now, and
                 ``perturbation_seed``, an integer or an array (N,), that of ``seed`` in drawing them.
         """

@@ -58,7 +58,7 @@ class Trajectory:
 
     Attributes:
         task: Index of the task in its suite.
-        init_state: Index of the initial state, 0 to 49.
+        init_state: Index of the initial state: 0 to 49 for official ones, 1000 and up for fresh ones.
         group: Which prompt (task and initial state) of the batch this is a sample of.
         slot: Row in the rollout.
         instruction: What the policy was told.

@@ -49,11 +49,13 @@ class EnvConfig(Section):
     """What is simulated, and how."""
 
     suite: Annotated[str, Field(min_length=1)] = "libero_goal"
-    """LIBERO suite: libero_spatial, libero_object, libero_goal, libero_10, or libero_90."""
+    """LIBERO suite: libero_spatial, libero_object, libero_goal, libero_10, libero_90, or one of LIBERO-PRO's, such as
+    libero_goal_swap; vlacoach envs ls has them all."""
     tasks: Indices | None = (1, 4, 6, 8)
     """Tasks of the suite, such as [1, 4, 8] or "0-3"; null, or naming a suite and no tasks, is all of them."""
     states: Indices = tuple(range(30))
-    """Initial states (of 50 a task) that training may use; must not overlap evaluation.states."""
+    """Initial states that training may use: official ones (0 to 49), or fresh ones (1000 and up); none of
+    evaluation.states."""
     num_envs: Positive = 16
     """Worlds that are rolled out side by side."""
     workers: Positive | None = 2
@@ -221,7 +223,7 @@ class EvaluationConfig(Section):
     every: NonNegative = 0
     """Updates between two evaluations; 0 evaluates before and after training only."""
     states: Indices = tuple(range(30, 50))
-    """Initial states of the held-out evaluation."""
+    """Initial states of the held-out evaluation, numbered as in env.states."""
     train_states: bool = True
     """Also evaluate on training states, before and after."""
     temperature: Annotated[float, Field(ge=0.0)] = 1.0
