@@ -234,6 +234,7 @@ def toy_config(**sections: Any) -> TrainConfig:
         "policy": {"lora_rank": 4, "lora_alpha": 8, "precision": "fp32"},
         "reward": {"name": "success"},
         "evaluation": {"states": "30-34", "trials": 3},
+        "logging": {"episodes": 1},
         "grpo": {
             "updates": 2,
             "prompts": 6,

@@ -41,11 +41,12 @@ def test_there_and_back_gives_the_same_episodes(invoke, demos, tmp_path):
     document = json.loads(result.stdout)
     counts = {task.replace("_", " "): 2 for task in TASKS}
     assert document == {"path": "lerobot", "layout": "lerobot", "episodes": counts}
-    back = invoke("demos", "convert", "lerobot", "--out", "back")
+    back = invoke("demos", "convert", "lerobot", "--out", "back", "--render-profile", "coarse")
     assert back.exit_code == 0, back.stderr
     assert back.stdout.splitlines()[-1] == "hdf5: back"
     before, after = DemonstrationReader(demos), DemonstrationReader(tmp_path / "back")
     assert after.tasks == before.tasks
+    assert set(after.render_profiles.values()) == {"coarse"}
     for task in TASKS:
         assert after.indices(task) == [0, 1]
         for old, new in zip((0, 3), (0, 1), strict=True):

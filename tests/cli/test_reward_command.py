@@ -27,7 +27,7 @@ def collected(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
     folder = tmp_path_factory.mktemp("lab")
     file = folder / "rollouts.hdf5"
     result = call(
-        *("bench", "--tasks", "8", "--episodes", "48", "--save", file, "--plot", folder / "curves.png"),
+        *("bench", "--tasks", "8", "--episodes", "24", "--save", file, "--plot", folder / "curves.png"),
         *("--scorer", "siglip", "--scorer", "siglip-t", "--scorer", "siglip-t:untrained=true,fusion=add"),
         *("--scorer", "pixels", "--resamples", "100", "--json"),
     )
@@ -47,7 +47,7 @@ def test_bench_makes_rollouts_of_every_kind_and_measures_each_scorer(collected):
     for one in episodes:
         # One picture before each chunk of 8 actions, and one at the end.
         assert len(one.frames) == -(-one.length // 8) + 1
-    assert found["episodes"] == len(episodes) == 48
+    assert found["episodes"] == len(episodes) == 24
     by_name = {scorer["name"]: scorer for scorer in found["scorers"]}
     assert list(by_name) == ["siglip", "siglip-t", "siglip-t:untrained=true,fusion=add", "pixels"]
     for scorer in by_name.values():

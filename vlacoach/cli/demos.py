@@ -8,7 +8,18 @@ from typing import Annotated
 import typer
 
 from vlacoach.cli.console import narration, show, show_json, verbosity
-from vlacoach.cli.options import OUTPUT, Force, Gripper, Json, PictureKind, Pictures, RenderProfileName
+from vlacoach.cli.options import (
+    OUTPUT,
+    Force,
+    Gripper,
+    GripperSign,
+    Json,
+    NotTurned,
+    PictureKind,
+    Pictures,
+    RenderedAs,
+    RenderProfileName,
+)
 
 app = typer.Typer(
     no_args_is_help=True, help="Demonstrations: made by scripted experts, and from one layout to the other."
@@ -101,20 +112,9 @@ def convert_command(
     ],
     suite: Annotated[str, typer.Option("--suite", help="Suite that the tasks are of.")] = "libero_goal",
     tasks: Annotated[str | None, typer.Option("--tasks", help='Convert these tasks only, such as "1,4,8".')] = None,
-    not_turned: Annotated[
-        bool, typer.Option("--not-turned", help="The LeRobot data set's pictures are LIBERO's own, upside down.")
-    ] = False,
-    gripper: Annotated[
-        Gripper,
-        typer.Option(
-            "--gripper",
-            help="The LeRobot data set's gripper commands: env (-1 opens, +1 closes) or rlds (1 opens, 0 closes).",
-        ),
-    ] = Gripper.ENV,
-    render_profile: Annotated[
-        RenderProfileName,
-        typer.Option("--render-profile", help="How the LeRobot data set's pictures were rendered."),
-    ] = RenderProfileName.REFERENCE,
+    not_turned: NotTurned = False,
+    gripper: GripperSign = Gripper.ENV,
+    render_profile: RenderedAs = RenderProfileName.REFERENCE,
     pictures: Pictures = PictureKind.VIDEO,
     force: Force = False,
     as_json: Json = False,
@@ -145,9 +145,8 @@ def convert_command(
         reporter.stage("convert", total=sum(len(reader.indices(task)) for task in wanted if task in reader.tasks))
         episodes = select_episodes(reader, wanted, reporter.advance)
         if from_lerobot:
-            counts = write_hdf5(
-                out, episodes, suite, task_names((task.instruction, task.name) for task in chosen), force=force
-            )
+            files = task_names((task.instruction, task.name) for task in chosen)
+            counts = write_hdf5(out, episodes, suite, files, render_profile.value, force=force)
         else:
             counts = dict(write_lerobot(out, episodes, pictures=pictures.value, force=force).tasks)
     if as_json:

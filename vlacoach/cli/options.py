@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 CONFIGURATION = "Configuration"
+DATA = "Data"
 OUTPUT = "Output"
 POLICY = "The policy"
 ENGINE = "Where it runs"
@@ -85,6 +86,31 @@ def complete_suite(incomplete: str) -> list[str]:
 
     return [name for name in SUITES if name.startswith(incomplete)]
 
+
+NotTurned = Annotated[
+    bool,
+    typer.Option(
+        "--not-turned",
+        help="The LeRobot data set's pictures are LIBERO's own, upside down; turn them.",
+        rich_help_panel=DATA,
+    ),
+]
+GripperSign = Annotated[
+    Gripper,
+    typer.Option(
+        "--gripper",
+        help="The LeRobot data set's gripper commands: env (-1 opens, +1 closes) or rlds (1 opens, 0 closes).",
+        rich_help_panel=DATA,
+    ),
+]
+RenderedAs = Annotated[
+    RenderProfileName,
+    typer.Option(
+        "--render-profile",
+        help="How the LeRobot data set's pictures were rendered, which it cannot say.",
+        rich_help_panel=DATA,
+    ),
+]
 
 Head = Annotated[
     HeadChoice | None,

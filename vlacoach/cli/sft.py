@@ -9,10 +9,23 @@ from typing import Annotated
 import typer
 
 from vlacoach.cli.console import narration, show, show_json, verbosity
-from vlacoach.cli.options import OUTPUT, POLICY, Gripper, Head, Json, Quantize, RenderProfileName, UnnormKey
+from vlacoach.cli.options import (
+    DATA,
+    OUTPUT,
+    POLICY,
+    Gripper,
+    GripperSign,
+    Head,
+    Json,
+    NotTurned,
+    Quantize,
+    RenderedAs,
+    RenderProfileName,
+    UnnormKey,
+)
 from vlacoach.errors import ConfigError
 
-_DATA, _FIT = "Data", "Optimization"
+_FIT = "Optimization"
 
 
 class Dtype(str, Enum):
@@ -30,40 +43,19 @@ def sft_command(
             "--demos",
             metavar="PATH",
             help="HDF5 file of demonstrations, folder of them, or LeRobot data set; may be repeated (default: demos).",
-            rich_help_panel=_DATA,
+            rich_help_panel=DATA,
         ),
     ] = None,
     suite: Annotated[
-        str, typer.Option("--suite", help="Suite that --tasks refers to.", rich_help_panel=_DATA)
+        str, typer.Option("--suite", help="Suite that --tasks refers to.", rich_help_panel=DATA)
     ] = "libero_goal",
     tasks: Annotated[
         str | None,
-        typer.Option("--tasks", help='Use these tasks only, such as "1,4,8".', rich_help_panel=_DATA),
+        typer.Option("--tasks", help='Use these tasks only, such as "1,4,8".', rich_help_panel=DATA),
     ] = None,
-    not_turned: Annotated[
-        bool,
-        typer.Option(
-            "--not-turned",
-            help="The LeRobot data set's pictures are LIBERO's own, upside down; turn them.",
-            rich_help_panel=_DATA,
-        ),
-    ] = False,
-    gripper: Annotated[
-        Gripper,
-        typer.Option(
-            "--gripper",
-            help="The LeRobot data set's gripper commands: env (-1 opens, +1 closes) or rlds (1 opens, 0 closes).",
-            rich_help_panel=_DATA,
-        ),
-    ] = Gripper.ENV,
-    render_profile: Annotated[
-        RenderProfileName,
-        typer.Option(
-            "--render-profile",
-            help="How the LeRobot data set's pictures were rendered, which it cannot say.",
-            rich_help_panel=_DATA,
-        ),
-    ] = RenderProfileName.REFERENCE,
+    not_turned: NotTurned = False,
+    gripper: GripperSign = Gripper.ENV,
+    render_profile: RenderedAs = RenderProfileName.REFERENCE,
     policy: Annotated[
         str | None,
         typer.Option(
