@@ -4,8 +4,8 @@
     python benchmarks/same_successes.py --tasks 1,8 --trials 5 --exact
 
 First every episode is played as ``vlacoach eval`` plays it, and its actions are kept. Then LIBERO's environment (what
-``OffScreenRenderEnv`` is without its renderer: pictures move nothing) starts from the same initial states, settles, and
-executes the same actions; one process a core, tasks in turn.
+``OffScreenRenderEnv`` is without its renderer, since pictures move nothing; with it, for ``--render``) starts from the
+same initial states, settles, and executes the same actions; one process a core, tasks in turn.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from envs import libero, replay
 
 from vlacoach.agents import evaluation
 from vlacoach.agents.evaluation import EpisodeResult, evaluate, evaluation_plan, load_trained
+from vlacoach.envs.rendering import find_gl_backend, select_gl_backend
 from vlacoach.envs.suites import get_suite
 from vlacoach.envs.vector import LiberoVectorEnv
 from vlacoach.runs.config import TrainConfig
@@ -87,11 +88,13 @@ def played(config: TrainConfig, tasks: list[int]) -> list[Recorded]:
     return recorded
 
 
-def replayed(job: tuple[str, int, int, list[Recorded]]) -> list[int | None]:
+def replayed(job: tuple[str, int, int, bool, list[Recorded]]) -> list[int | None]:
     """The action after which LIBERO reports success in each episode of a task, or None."""
-    suite, task, settle_steps, episodes = job
+    suite, task, settle_steps, render, episodes = job
+    if render:
+        select_gl_backend(find_gl_backend())
     states = get_suite(suite).initial_states(task)
-    with libero(get_suite(suite).task(task)) as env:
+    with libero(get_suite(suite).task(task), ("agentview", "robot0_eye_in_hand") if render else (), size=128) as env:
         return [replay(env, states[one.result.init_state], one.actions, settle_steps) for one in episodes]
 
 
@@ -102,6 +105,7 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=20, help="episodes a task, each of another held-out state")
     parser.add_argument("--max-steps", type=int, default=120)
     parser.add_argument("--exact", action="store_true", help="solve for contacts as LIBERO does")
+    parser.add_argument("--render", action="store_true", help="let LIBERO draw both cameras at every step too: slow")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     suite = get_suite(arguments.suite)
@@ -118,7 +122,8 @@ def main() -> None:
     episodes = played(config, tasks)
     here = time.perf_counter() - begin
     by_task = [[one for one in episodes if one.result.task == task] for task in tasks]
-    jobs = [(suite.name, task, config.env.settle_steps, own) for task, own in zip(tasks, by_task, strict=True)]
+    settings = (config.env.settle_steps, arguments.render)
+    jobs = [(suite.name, task, *settings, own) for task, own in zip(tasks, by_task, strict=True)]
     begin = time.perf_counter()
     with multiprocessing.get_context("spawn").Pool(os.cpu_count()) as pool:
         steps = pool.map(replayed, jobs, chunksize=1)
@@ -129,7 +134,7 @@ def main() -> None:
 def report(jobs: list[Any], steps: list[list[int | None]], seconds: dict[str, float], as_json: bool) -> None:
     """Print what agrees, and each episode that does not."""
     rows, others = [], []
-    for (_, task, _, episodes), ends in zip(jobs, steps, strict=True):
+    for (_, task, _, _, episodes), ends in zip(jobs, steps, strict=True):
         pairs = [(one.result, end) for one, end in zip(episodes, ends, strict=True)]
         rows.append(
             {

@@ -314,6 +314,21 @@ def test_between_checkpoints_a_signal_saves_and_a_loss_goes_back(worlds: list[To
     assert_same_run(whole, resume(tmp_path / "loss", config))
 
 
+def test_best_is_judged_by_the_updates_since_the_checkpoint_before(
+    worlds: list[ToyEnvs], base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    success, written = {1: 0.9, 2: 0.5, 3: 0.1, 4: 0.8}, RunFolder.metrics
+
+    def metrics(folder: RunFolder) -> list[dict[str, Any]]:
+        lines = written(folder)
+        return [line | ({"rollout/success": success[line["step"]]} if "train/loss" in line else {}) for line in lines]
+
+    monkeypatch.setattr(RunFolder, "metrics", metrics)
+    config = settings(base, checkpoint={"every": 2}, evaluation={"trials": 1, "train_states": False})
+    result = run(tmp_path, config)
+    assert int(RunFolder.open(result.run, tmp_path).checkpoints.best().name) == 2
+
+
 def test_a_finished_run_can_be_given_more_updates(worlds: list[ToyEnvs], base: Path, tmp_path: Path):
     run(tmp_path / "parts", settings(base, updates=2))
     result = resume(tmp_path / "parts", settings(base, updates=4))

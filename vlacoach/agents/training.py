@@ -338,10 +338,15 @@ class TrainingRun:
         self.ranks.enter(f"{names.STAGE_CHECKPOINT} after update {self.agent.update}")
         self.folder.log_event("stage", stage=names.STAGE_CHECKPOINT, update=self.agent.update)
         self.folder.progress(names.STAGE_CHECKPOINT)
-        lines = [line for line in self.folder.metrics() if line.get(names.STEP) == self.agent.update]
         self.folder.sync()
-        score = next(iter(numbers_of(lines, names.ROLLOUT_SUCCESS)), None)
-        self.folder.checkpoints.save(self.agent.update, self._save, score)
+        self.folder.checkpoints.save(self.agent.update, self._save, self._recent_success())
+
+    def _recent_success(self) -> float | None:
+        """Mean success of the rollouts of the last ``checkpoint.every`` updates: one alone says little."""
+        recent = range(self.agent.update - self.config.checkpoint.every + 1, self.agent.update + 1)
+        lines = [line for line in self.folder.metrics() if line.get(names.STEP) in recent]
+        rates = numbers_of(lines, names.ROLLOUT_SUCCESS)
+        return sum(rates) / len(rates) if rates else None
 
     def _save(self, folder: Path) -> None:
         self.agent.save(folder)
