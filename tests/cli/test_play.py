@@ -288,7 +288,7 @@ def center(view, other):
         (["libero_goal", "8"], "no terminal"),
         (["libero_gaol", "8"], "Did you mean 'libero_goal'?"),
         (["libero_goal", "10"], "no task 10"),
-        (["libero_goal", "8", "--state", "50"], "Invalid value for '--state'"),
+        (["libero_goal", "8", "--state", "50"], "There is no initial state 50"),
     ],
 )
 def test_what_is_refused(invoke, args, message):

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlacoach.envs.simulator import ACTION_DIM, Simulator
-from vlacoach.envs.suites import FRESH_STATE, NUM_INITIAL_STATES
+from vlacoach.envs.suites import FIRST_FRESH_STATE, FRESH_STATE, NUM_INITIAL_STATES
 
 OPEN, CLOSED = -1.0, 1.0
 """What the last number of an action does to the gripper."""
@@ -98,6 +98,8 @@ class SimulatedWorld:
         """Start from the next official state, or from another fresh one."""
         if self._state == FRESH_STATE:
             self._seed = (self._seed + 1) % 2**32
+        elif self._state >= FIRST_FRESH_STATE:
+            self._state += 1
         else:
             self._state = (self._state + 1) % NUM_INITIAL_STATES
         return self.reset()

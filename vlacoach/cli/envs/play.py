@@ -20,7 +20,7 @@ def play_command(
     suite: Annotated[str, typer.Argument(metavar="SUITE", help="LIBERO suite.", autocompletion=complete_suite)],
     task: Annotated[int, typer.Argument(metavar="TASK", help="Task of the suite; see: vlacoach envs ls SUITE.")],
     state: Annotated[
-        int, typer.Option("--state", min=-1, max=49, help="Initial state; -1 is a fresh one, drawn by --seed.")
+        int, typer.Option("--state", help="Initial state: 0 to 49, a fresh one from 1000 on, or -1 for one of --seed.")
     ] = 0,
     seed: Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, help="Seed of a fresh state.")] = 0,
     ascii: Annotated[bool, typer.Option("--ascii", help="Draw in characters instead of colored blocks.")] = False,
@@ -33,9 +33,10 @@ def play_command(
 
       vlacoach envs play libero_goal 8 --state -1 --seed 3
     """  # fmt: skip
-    from vlacoach.envs.suites import get_suite
+    from vlacoach.envs.suites import check_init_state, get_suite
 
     get_suite(suite).task(task)
+    check_init_state(state)
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         # Without one Textual would write its escape codes anyway, and end as if all were well.
         raise ConfigError("There is no terminal to play in.", "Run it in one; over ssh with: ssh -t")
