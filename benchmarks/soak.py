@@ -2,9 +2,11 @@
 
     python benchmarks/soak.py --minutes 120
 
-The first ten minutes do not count: scenes are compiled, buffers filled. Memory is the proportional set size (PSS) of
-the trainer and its simulator processes, so that pages they share count once. Training goes on in a run folder of its
-own, with a checkpoint every second update and an evaluation every tenth, so that both are done often.
+The first ten minutes do not count: scenes are compiled, buffers filled. Memory is looked at in two ways. From outside,
+the proportional set size (PSS) of the trainer and its simulator processes divides shared pages among all who have them:
+it rises when another program that uses the same libraries ends. What the run itself samples (RSS) counts pages that its
+processes share once, whoever else has them. Training goes on in a run folder of its own, with a checkpoint every second
+update and an evaluation every tenth, so that both are done often.
 """
 
 from __future__ import annotations
@@ -53,7 +55,7 @@ def figures(samples: list[Sample]) -> dict[str, dict[str, float]]:
     counted = [one for one in samples if one["seconds"] >= min(WARM_UP, samples[-1]["seconds"] / 4)]
     third = max(1, len(counted) // 3)
     result = {}
-    for key in ("pss", "handles", "threads", "processes"):
+    for key in sorted(counted[0].keys() - {"seconds"}):
         first, last = (statistics.median(one[key] for one in part) for part in (counted[:third], counted[-third:]))
         most = max(one[key] for one in counted)
         result[key] = {"first third": first, "last third": last, "ratio": last / first, "most": most}
@@ -79,6 +81,8 @@ def main() -> None:
             log.flush()
     (run,) = arguments.runs_dir.glob("*_soak_*")
     updates = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    own = [json.loads(line) for line in (run / "system.jsonl").read_text().splitlines()]
+    seen = [{"seconds": line["time"] - own[0]["time"], "rss": line["system/rss"] / MIB} for line in own]
     alerts = run / "alerts.jsonl"
     print(
         json.dumps(
@@ -89,6 +93,7 @@ def main() -> None:
                 "episodes": sum(line.get("rollout/episodes", 0) for line in updates),
                 "alerts": alerts.read_text().splitlines() if alerts.exists() else [],
                 **figures(samples),
+                **figures(seen),
             },
             indent=2,
         )
