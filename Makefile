@@ -40,12 +40,11 @@ system:
 
 install: system $(VENV)/.installed
 
-# Of the packages that come along, most files are never imported: each is compiled when it is.
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --no-compile "$(TORCH)" || echo "$(TORCH) is not offered here; taking any release in range"
-	$(BIN)/python -m pip install --quiet --no-compile --editable ".[dev]"
+	$(BIN)/python -m pip install --quiet "$(TORCH)" || echo "$(TORCH) is not offered here; taking any release in range"
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
 	touch $@
 
 wheel: install
