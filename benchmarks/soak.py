@@ -2,11 +2,11 @@
 
     python benchmarks/soak.py --minutes 120
 
-The first ten minutes do not count: scenes are compiled, buffers filled. Memory is looked at in two ways. From outside,
-the proportional set size (PSS) of the trainer and its simulator processes divides shared pages among all who have them:
-it rises when another program that uses the same libraries ends. What the run itself samples (RSS) counts pages that its
-processes share once, whoever else has them. Training goes on in a run folder of its own, with a checkpoint every second
-update and an evaluation every tenth, so that both are done often.
+The first ten minutes do not count: scenes are compiled, buffers filled. Memory is the proportional set size (PSS) of
+the trainer and its simulator processes, so that pages they share count once; it also rises when another program that
+uses the same libraries ends, so nothing else should run. Beside it stands what the run itself samples, the sum of
+resident sets. Training goes on in a run folder of its own, with a checkpoint every second update and an evaluation
+every tenth, so that both are done often.
 """
 
 from __future__ import annotations
