@@ -3,10 +3,12 @@
     python benchmarks/soak.py --minutes 120
 
 The first ten minutes do not count: scenes are compiled, buffers filled. Memory is the proportional set size (PSS) of
-the trainer and its simulator processes, so that pages they share count once; it also rises when another program that
-uses the same libraries ends, so nothing else should run. Beside it stands what the run itself samples, the sum of
-resident sets. Training goes on in a run folder of its own, with a checkpoint every second update and an evaluation
-every tenth, so that both are done often.
+the trainer and its simulator processes, so that pages they share count once. Its parts stand beside it, from Linux's
+`smaps_rollup`: `anonymous` is what the run allocated itself and what a leak would show in; `files`, its share of
+libraries and other mapped files, also rises when another program that uses the same ones ends, so nothing else should
+run. The log has both for each process. What the run itself samples, the sum of resident sets, stands beside them.
+Training goes on in a run folder of its own, with a checkpoint every second update and an evaluation every tenth, so
+that both are done often.
 """
 
 from __future__ import annotations
@@ -25,20 +27,30 @@ import psutil
 Sample = dict[str, float]
 WARM_UP = 600.0
 MIB = 2**20
+PARTS = {"Pss:": "pss", "Pss_Anon:": "anonymous", "Pss_File:": "files", "Pss_Shmem:": "shared memory"}
+
+
+def memory(process: psutil.Process) -> Sample:
+    """The proportional set size of one process and its parts, in MiB."""
+    lines = Path(f"/proc/{process.pid}/smaps_rollup").read_text().splitlines()
+    fields = [line.split() for line in lines]
+    return {PARTS[words[0]]: int(words[1]) / 1024 for words in fields if words[0] in PARTS}
 
 
 def sample(process: psutil.Process, started: float) -> Sample | None:
     """What the tree of processes holds now, or None if it is gone."""
     try:
         tree = [process, *process.children(recursive=True)]
+        held = [memory(one) for one in tree]
         return {
             "seconds": time.monotonic() - started,
-            "pss": sum(one.memory_full_info().pss for one in tree) / MIB,
+            **{part: sum(one[part] for one in held) for part in PARTS.values()},
+            **{f"{part} of process {rank}": one[part] for rank, one in enumerate(held) for part in PARTS.values()},
             "handles": float(sum(one.num_fds() for one in tree)),
             "threads": float(sum(one.num_threads() for one in tree)),
             "processes": float(len(tree)),
         }
-    except psutil.NoSuchProcess:
+    except (psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError):
         return None  # A process ended while it was looked at.
 
 
@@ -56,9 +68,11 @@ def figures(samples: list[Sample]) -> dict[str, dict[str, float]]:
     third = max(1, len(counted) // 3)
     result = {}
     for key in sorted(counted[0].keys() - {"seconds"}):
-        first, last = (statistics.median(one[key] for one in part) for part in (counted[:third], counted[-third:]))
-        most = max(one[key] for one in counted)
-        result[key] = {"first third": first, "last third": last, "ratio": last / first, "most": most}
+        seen = [one.get(key, 0.0) for one in counted]  # A process of a later rank may have ended.
+        first, last = statistics.median(seen[:third]), statistics.median(seen[-third:])
+        result[key] = {"first third": first, "last third": last, "most": max(seen)}
+        if first:
+            result[key]["ratio"] = last / first
     return result
 
 
