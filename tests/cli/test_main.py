@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import errno
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -76,6 +78,41 @@ def test_the_documentation_has_every_command_with_an_example():
     text = (Path(__file__).parents[2] / "docs" / "cli.md").read_text(encoding="utf-8")
     missing = [" ".join(path) for path in commands() if f"| `vlacoach {' '.join(path)}` | `vlacoach" not in text]
     assert missing == []
+
+
+def texts():
+    """What a reader may copy a command from: the documentation, and every string of the source."""
+    root = Path(__file__).parents[2]
+    for page in (root / "README.md", root / "CHANGELOG.md", *(root / "docs").glob("*.md")):
+        yield page.name, page.read_text(encoding="utf-8").replace("\\\n", " ")
+    for module in (root / "vlacoach").rglob("*.py"):
+        for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                yield module.name, node.value
+            elif isinstance(node, ast.JoinedStr):
+                yield module.name, "".join(str(getattr(part, "value", "X")) for part in node.values)
+
+
+def unknown_options(text, root):
+    """Options that the text gives to a command which does not have them, with as much of the command as there is."""
+    found = []
+    for words, rest in re.findall(r"\bvlacoach((?: +[a-z][a-z-]*)+)((?: [^\n`;|()]*)?)", text):
+        command, path = root, []
+        for word in words.split():
+            if (inner := getattr(command, "commands", {}).get(word)) is None:
+                break
+            command, path = inner, [*path, word]
+        known = {"--help", *(name for one in command.params for name in (*one.opts, *one.secondary_opts))}
+        options = re.findall(r"(?<= )--[a-z][a-z-]*", re.split(r"\. | #", rest)[0]) if path else []
+        found += [" ".join([*path, option]) for option in options if option not in known]
+    return found
+
+
+def test_no_message_and_no_page_names_an_option_that_does_not_exist():
+    root = get_command(app)
+    assert unknown_options("Try `vlacoach runs export --adapter F`.", root) == ["runs export --adapter"]
+    assert unknown_options("vlacoach runs export adapter --checkpoint best --out F", root) == []
+    assert {f"{name}: {option}" for name, text in texts() for option in unknown_options(text, root)} == set()
 
 
 def complete(words, folder):

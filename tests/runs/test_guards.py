@@ -61,9 +61,23 @@ def test_success_has_fallen_once_the_intervals_lie_apart():
     start, prompts = [0.6] * 5, [16] * 10
     found = success_fall([*start, *[0.275] * 5], prompts, 0.99, 5)
     assert found is not None
-    assert "from 60.0 % in the first 5 updates to 27.5 % in the last 5" in found.message
+    assert "from 60.0 % (updates 1 to 5) to 27.5 % (the last 5)" in found.message
     assert success_fall([*start, *[0.35] * 5], prompts, 0.99, 5) is None
     assert success_fall([*start, *[0.9] * 5], prompts, 0.99, 5) is None
+
+
+def test_what_was_learned_and_forgotten_is_a_fall_too():
+    learned = [0.45] * 5 + [0.6] * 5 + [0.75] * 5 + [0.6] * 5
+    found = success_fall([*learned, *[0.4] * 5], [16] * 25, 0.99, 5)
+    assert found is not None
+    assert "from 75.0 % (updates 11 to 15) to 40.0 % (the last 5)" in found.message
+    assert success_fall([*learned, *[0.6] * 5], [16] * 25, 0.99, 5) is None
+
+
+def test_a_better_mean_of_fewer_prompts_does_not_hide_the_best_time():
+    found = success_fall([1.0, 0.8, 0.4], [2, 100, 100], 0.99, 1)
+    assert found is not None
+    assert "from 80.0 % (updates 2 to 2)" in found.message
 
 
 def test_one_noisy_update_is_no_fall():

@@ -257,12 +257,12 @@ class GuardsConfig(Section):
     """When a run warns; numbers that are not finite and a first ratio off 1 stop it in any case."""
 
     window: Positive = 5
-    """Updates at the start, and latest ones, that entropy and success are averaged over and compared."""
+    """Updates that entropy and success are averaged over: the latest ones, and those they are compared with."""
     entropy: Fraction = 0.2
     """Warn if the entropy of action tokens falls below this share of what it was at the start; 0 never warns."""
     success: Annotated[float, Field(gt=0.0, lt=1.0)] | None = 0.99
-    """Warn if success has fallen, with this confidence: Wilson's intervals of start and present lie apart, a prompt
-    counting as one trial. null never warns."""
+    """Warn if success has fallen, with this confidence: Wilson's intervals of its best time and of the present lie
+    apart, a prompt counting as one trial. null never warns."""
     memory: Annotated[float, Field(gt=0.0)] | None = 0.1
     """Warn if resident memory grows steadily by more than this share an hour; null never warns."""
     stall: Annotated[float, Field(gt=0.0)] | None = 180.0

@@ -76,29 +76,38 @@ def entropy_collapse(entropy: Sequence[float], share: float, window: int) -> Fin
 
 
 def success_fall(rate: Sequence[float], prompts: Sequence[int], confidence: float, window: int) -> Finding | None:
-    """Whether success lies below its start beyond doubt.
+    """Whether success lies below what it was before, at the start or at its best.
 
-    Wilson's intervals of the first and of the last updates must lie apart. Siblings of a group resemble each other, so
-    a whole prompt counts as one trial: rather too few than too many.
+    The updates before the last ``window`` are divided into parts of ``window``, and the part with the best lower bound
+    is taken: a policy that learned and then forgot is as bad off as one that never learned. Wilson's intervals of that
+    part and of the last updates must lie apart. Siblings of a group resemble each other, so a whole prompt counts as
+    one trial: rather too few than too many, which also makes up for choosing the best of several parts.
 
     Args:
         rate: Success of the rollouts of each update, 0 to 1, oldest first.
         prompts: Groups behind each.
         confidence: Of the intervals, between 0 and 1.
-        window: Updates that are pooled, at the start and now; nothing is found before there are twice as many.
+        window: Updates that are pooled, before and now; nothing is found before there are twice as many.
     """
     if len(rate) < 2 * window:
         return None
-    (start, high), (now, low) = (_pooled(rate[part], prompts[part]) for part in (slice(window), slice(-window, None)))
-    before, after = wilson_interval(*high, confidence), wilson_interval(*low, confidence)
-    if not after.high < before.low:
+    now, counts = _pooled(rate[-window:], prompts[-window:])
+    after = wilson_interval(*counts, confidence)
+    lowest, best, begin = 0.0, 0.0, 0
+    for start in range(0, len(rate) - 2 * window + 1, window):
+        mean, counts = _pooled(rate[start : start + window], prompts[start : start + window])
+        before = wilson_interval(*counts, confidence)
+        if before.low > lowest:
+            lowest, best, begin = before.low, mean, start
+    if not after.high < lowest:
         return None
     return Finding(
         "success",
-        f"Success has fallen from {100 * start:.1f} % in the first {window} updates to {100 * now:.1f} % in the last "
-        f"{window}: their {100 * confidence:g} % intervals lie apart.",
-        "Stop, take the best checkpoint (vlacoach runs export --adapter FOLDER --checkpoint best), and go on from it "
-        "in a new run (policy.adapter) with a lower grpo.learning_rate or a grpo.target_kl. Look at reward/auroc too.",
+        f"Success has fallen from {100 * best:.1f} % (updates {begin + 1} to {begin + window}) to {100 * now:.1f} % "
+        f"(the last {window}): their {100 * confidence:g} % intervals lie apart.",
+        "Stop, take the best checkpoint (vlacoach runs export adapter --checkpoint best --out FOLDER), and go on from "
+        "it in a new run (policy.adapter) with a lower grpo.learning_rate or a grpo.target_kl. "
+        "Look at reward/auroc too.",
     )
 
 
